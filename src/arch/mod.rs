@@ -1,0 +1,11 @@
+//! What differs by CPU, behind one contract: each folder offers the same names. The only place that asks for the target's.
+//!
+//! - `Registers`: the general registers (NT_PRSTATUS), with the system call convention.
+//! - `REGSETS`: the ELF notes of all other register sets to carry.
+//! - `TASK_SIZE`, `NAME`, `ELF_MACHINE`.
+//! - `stub` (compiled into the resurrector, not into this crate): `_start`, the raw system call, the trap.
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::*;

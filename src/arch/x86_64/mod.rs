@@ -1,0 +1,15 @@
+//! x86_64 (the 64-bit ABI; a 32-bit task is recognised and refused).
+
+mod regs;
+
+pub use regs::{Interrupted, Registers};
+
+pub const NAME: &str = "x86_64";
+/// e_machine of ELF files.
+pub const ELF_MACHINE: u16 = 62;
+/// First address that user space cannot have with four-level paging (arch/x86/include/asm/page_64_types.h).
+pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+/// The extended state holds x87, SSE, AVX, AVX-512, PKRU and AMX (NT_X86_XSTATE).
+pub const REGSETS: &[u32] = &[0x202];
+/// The instruction that enters the kernel.
+pub const SYSCALL_INSTRUCTION: &[u8] = &[0x0f, 0x05];

@@ -1,0 +1,309 @@
+//! What an image says about processes: plain data, whose field order is the format (docs/image-format.md).
+//!
+//! Numbers are as the kernel shows them; addresses are in bytes, times in nanoseconds. Path names are bytes, as in Linux.
+
+use serde::{Deserialize, Serialize};
+
+/// Bytes of a path name or another name that need not be UTF-8.
+pub type Name = Vec<u8>;
+
+/// Everything but the memory's content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub host: Host,
+    pub clocks: Clocks,
+    pub processes: Vec<Process>,
+    pub fd_tables: Vec<FdTable>,
+    pub descriptions: Vec<Description>,
+    pub shared_objects: Vec<SharedObject>,
+    /// Files that mappings and executables refer to.
+    pub files: Vec<File>,
+}
+
+/// The machine and the kernel that the processes ran on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    pub cryopod_version: String,
+    pub hostname: String,
+    pub kernel_release: String,
+    /// /proc/sys/kernel/random/boot_id.
+    pub boot_id: String,
+    /// xxh3 of the bytes of [vdso]: equal on the same kernel build.
+    pub vdso_hash: u64,
+}
+
+/// The clocks at the moment of the freeze, as the processes saw them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clocks {
+    pub realtime_ns: i64,
+    pub monotonic_ns: i64,
+    pub boottime_ns: i64,
+    /// Offsets of the processes' time namespace (time_namespaces(7)), included in the values above.
+    pub monotonic_offset_ns: i64,
+    pub boottime_offset_ns: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    pub pid: i32,
+    pub ppid: i32,
+    pub pgid: i32,
+    pub sid: i32,
+    /// Index into [`Snapshot::files`]: /proc/PID/exe.
+    pub exe: u32,
+    pub cwd: Name,
+    pub root: Name,
+    pub umask: u32,
+    pub personality: u32,
+    pub oom_score_adj: i32,
+    /// prctl(PR_GET_DUMPABLE).
+    pub dumpable: u32,
+    pub memory: Memory,
+    /// Index into [`Snapshot::fd_tables`].
+    pub fd_table: u32,
+    pub signal_actions: Vec<SignalAction>,
+    /// The queue shared by all threads, siginfo_t as the kernel keeps it.
+    pub pending: Vec<SigInfo>,
+    /// The signal that stopped the process, where it was stopped (group-stop, signal(7)).
+    pub stopped_by: Option<i32>,
+    /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
+    pub interval_timers: [TimerTime; 3],
+    pub posix_timers: Vec<PosixTimer>,
+    pub rlimits: Vec<Rlimit>,
+    /// The leader first.
+    pub threads: Vec<Thread>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// In ascending order.
+    pub vmas: Vec<Vma>,
+    pub layout: MemoryLayout,
+    /// /proc/PID/auxv.
+    pub auxv: Vec<u8>,
+}
+
+/// struct prctl_mm_map of PR_SET_MM_MAP (prctl(2)).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryLayout {
+    pub start_code: u64,
+    pub end_code: u64,
+    pub start_data: u64,
+    pub end_data: u64,
+    pub start_brk: u64,
+    pub brk: u64,
+    pub start_stack: u64,
+    pub arg_start: u64,
+    pub arg_end: u64,
+    pub env_start: u64,
+    pub env_end: u64,
+}
+
+/// One mapping, a line of /proc/PID/maps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vma {
+    pub start: u64,
+    pub end: u64,
+    /// PROT_READ 1, PROT_WRITE 2, PROT_EXEC 4.
+    pub prot: u8,
+    /// MAP_SHARED.
+    pub shared: bool,
+    pub backing: Backing,
+    pub flags: VmFlags,
+    /// Bytes of its own that were resident (or swapped) and therefore are in the image, zero pages included.
+    pub resident: u64,
+}
+
+/// The codes of "VmFlags:" in /proc/PID/smaps (proc_pid_smaps(5)), such as `gd` for MAP_GROWSDOWN.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmFlags(pub Vec<[u8; 2]>);
+
+impl VmFlags {
+    pub fn has(&self, code: &[u8; 2]) -> bool {
+        self.0.contains(code)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Backing {
+    /// Private anonymous memory; heap and stack are such.
+    Anonymous,
+    /// Index into [`Snapshot::files`] and the offset in the file, in bytes.
+    File { file: u32, offset: u64 },
+    /// Index into [`Snapshot::shared_objects`] and the offset in the object, in bytes.
+    Shared { object: u32, offset: u64 },
+    /// A mapping of the kernel's own, by its name in maps: `[vdso]`, `[vvar]`, `[vvar_vclock]`.
+    Kernel(String),
+}
+
+/// A file that is mapped or executed, found again by its path and recognised by the rest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    pub path: Name,
+    /// st_mode.
+    pub mode: u32,
+    pub size: u64,
+    pub mtime_ns: i64,
+    /// NT_GNU_BUILD_ID, where the file is an ELF that has one.
+    pub build_id: Option<Vec<u8>>,
+}
+
+/// Memory that lives in an inode of its own: a memfd, or anonymous shared memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedObject {
+    pub kind: SharedKind,
+    pub size: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SharedKind {
+    /// mmap(MAP_SHARED | MAP_ANONYMOUS).
+    Anonymous,
+    /// memfd_create(2); `seals` as fcntl(F_GET_SEALS) shows them, `mode` is st_mode.
+    Memfd { name: Name, seals: u32, mode: u32 },
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FdTable {
+    /// In ascending order of numbers.
+    pub entries: Vec<FdEntry>,
+}
+
+/// A descriptor: a number in a table that refers to a description.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FdEntry {
+    pub fd: i32,
+    pub cloexec: bool,
+    /// Index into [`Snapshot::descriptions`].
+    pub description: u32,
+}
+
+/// An open file description (open(2)); descriptors that share one share its offset and status flags.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// Number of the kind in the table of `fd`; appended, never renumbered.
+    pub kind: u16,
+    /// For people: what /proc/PID/fd/N shows.
+    pub label: String,
+    /// As fcntl(F_GETFL) shows them.
+    pub status_flags: u32,
+    /// The kind's own data, in postcard.
+    pub payload: Vec<u8>,
+}
+
+/// struct kernel_sigaction of the architecture, in host-independent form.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalAction {
+    pub signal: i32,
+    pub handler: u64,
+    pub flags: u64,
+    pub restorer: u64,
+    pub mask: u64,
+}
+
+/// siginfo_t, 128 bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SigInfo(pub Vec<u8>);
+
+/// Time left and period of a timer; both 0 in one that is not armed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimerTime {
+    pub left_ns: u64,
+    pub interval_ns: u64,
+}
+
+/// timer_create(2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PosixTimer {
+    pub id: i32,
+    pub clock: i32,
+    /// sigev_notify, SIGEV_THREAD_ID included.
+    pub notify: i32,
+    pub signal: i32,
+    /// sigev_value.
+    pub value: u64,
+    /// The thread of SIGEV_THREAD_ID, else 0.
+    pub tid: i32,
+    pub time: TimerTime,
+    pub overrun: i32,
+}
+
+/// prlimit(2); `resource` is RLIMIT_*.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    pub resource: u32,
+    pub soft: u64,
+    pub hard: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thread {
+    pub tid: i32,
+    pub name: Name,
+    /// Raw register sets by ELF note type (ptrace(2), PTRACE_GETREGSET); NT_PRSTATUS is first.
+    pub regsets: Vec<RegSet>,
+    pub sigmask: u64,
+    pub pending: Vec<SigInfo>,
+    pub sigaltstack: SigAltStack,
+    /// get_robust_list(2).
+    pub robust_list: Option<RobustList>,
+    /// set_tid_address(2).
+    pub clear_child_tid: u64,
+    pub rseq: Option<Rseq>,
+    pub pdeath_signal: i32,
+    pub credentials: Credentials,
+    /// A timed call that the thread was caught in, so that it goes on with the time it had left.
+    pub timed_wait: Option<TimedWait>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegSet {
+    pub note: u32,
+    pub data: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SigAltStack {
+    pub sp: u64,
+    pub flags: u32,
+    pub size: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RobustList {
+    pub head: u64,
+    pub len: u64,
+}
+
+/// rseq(2) registration, and the critical section the thread was in (0: none).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rseq {
+    pub addr: u64,
+    pub size: u32,
+    pub flags: u32,
+    pub signature: u32,
+    pub critical_section: u64,
+}
+
+/// credentials(7) and capabilities(7) of a thread.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    /// Real, effective, saved, file system.
+    pub uids: [u32; 4],
+    pub gids: [u32; 4],
+    pub groups: Vec<u32>,
+    pub inheritable: u64,
+    pub permitted: u64,
+    pub effective: u64,
+    pub bounding: u64,
+    pub ambient: u64,
+    pub securebits: u32,
+    pub no_new_privs: bool,
+}
+
+/// The thread was in the system call `number`, which waits for a time; `left_ns` of it remained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimedWait {
+    pub number: u64,
+    pub left_ns: u64,
+}

@@ -1,0 +1,18 @@
+//! cryopod freezes a live Linux process into one image file and thaws it later, with nothing prepared beforehand.
+//!
+//! ```text
+//! freeze   seize → collect → describe → encode → release
+//! thaw     decode → plan → rebuild → resume
+//! ```
+//! `tracer` stops tasks and runs system calls in them; `collect` gathers facts, `describe` turns facts into a
+//! [`image::state::Snapshot`] or into refusals; `image` writes and reads the file; `fd` knows the kinds of descriptors;
+//! `resurrect` rebuilds a process around a tiny stub; `arch` holds what differs by CPU. ARCHITECTURE.md tells the reasons.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("cryopod is built on Linux's ptrace and /proc");
+
+pub mod arch;
+pub mod fd;
+pub mod image;
+pub mod refusal;
+pub mod tracer;

@@ -1,0 +1,58 @@
+//! What can go wrong with a task under ptrace, as far as callers choose by it.
+
+use std::{fmt, io};
+
+use nix::unistd::Pid;
+
+#[derive(Debug)]
+pub enum Error {
+    /// The task ended (or never was there).
+    Gone(Pid),
+    /// A request or a call failed: the task, what was asked, the reason.
+    Call {
+        tid: Pid,
+        name: &'static str,
+        errno: nix::Error,
+    },
+    /// The task did something that does not belong to the conversation.
+    Unexpected { tid: Pid, what: String },
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// The error of a ptrace request: ESRCH means that the task is gone.
+    pub(crate) fn request(tid: Pid, name: &'static str, errno: nix::Error) -> Self {
+        if errno == nix::Error::ESRCH {
+            Error::Gone(tid)
+        } else {
+            Error::Call { tid, name, errno }
+        }
+    }
+
+    /// The errno of a failed call, where that is what happened.
+    pub fn errno(&self) -> Option<nix::Error> {
+        match self {
+            Error::Call { errno, .. } => Some(*errno),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Gone(tid) => write!(f, "task {tid} is gone"),
+            Error::Call { tid, name, errno } => {
+                write!(
+                    f,
+                    "{name} of task {tid}: {}",
+                    io::Error::from_raw_os_error(*errno as i32)
+                )
+            }
+            Error::Unexpected { tid, what } => write!(f, "task {tid}: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,83 @@
+//! waitpid(2) for one named task, decoded.
+
+use nix::unistd::Pid;
+
+use super::{Error, Result};
+
+/// Why a task is in ptrace-stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// PTRACE_EVENT_STOP: by PTRACE_INTERRUPT, a new CLONE_PTRACE child (SIGTRAP), or a group-stop (the stopping signal).
+    Interrupted { signal: i32 },
+    /// Entry to or exit from a system call (PTRACE_O_TRACESYSGOOD).
+    Syscall,
+    /// About to get a signal.
+    Signal(i32),
+    /// Another PTRACE_EVENT_*.
+    Event(i32),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waited {
+    Stopped(Stop),
+    Exited(i32),
+    Killed(i32),
+}
+
+/// Waits for the next change of state of `tid`. A named wait is O(1); waitpid(-1) is O(n) in tracees.
+pub fn wait_for(tid: Pid) -> Result<Waited> {
+    let mut status = 0;
+    loop {
+        // SAFETY: waitpid writes one int to `status`.
+        let waited = unsafe { libc::waitpid(tid.as_raw(), &raw mut status, libc::__WALL) };
+        match nix::errno::Errno::result(waited) {
+            Ok(_) => return Ok(decode(status)),
+            Err(nix::Error::EINTR) => {}
+            Err(nix::Error::ECHILD) => return Err(Error::Gone(tid)),
+            Err(errno) => {
+                return Err(Error::Call {
+                    tid,
+                    name: "waitpid",
+                    errno,
+                });
+            }
+        }
+    }
+}
+
+/// ptrace(2), "PTRACE_EVENT stops": the event is in the high half of the status.
+fn decode(status: i32) -> Waited {
+    if libc::WIFEXITED(status) {
+        return Waited::Exited(libc::WEXITSTATUS(status));
+    }
+    if libc::WIFSIGNALED(status) {
+        return Waited::Killed(libc::WTERMSIG(status));
+    }
+    let signal = libc::WSTOPSIG(status);
+    Waited::Stopped(match status >> 16 {
+        libc::PTRACE_EVENT_STOP => Stop::Interrupted { signal },
+        0 if signal == libc::SIGTRAP | 0x80 => Stop::Syscall,
+        0 => Stop::Signal(signal),
+        event => Stop::Event(event),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_stop_shows_its_signal() {
+        let status = (libc::PTRACE_EVENT_STOP << 16) | (libc::SIGTSTP << 8) | 0x7f;
+        assert_eq!(
+            decode(status),
+            Waited::Stopped(Stop::Interrupted { signal: libc::SIGTSTP })
+        );
+    }
+
+    #[test]
+    fn a_system_call_stop_is_told_from_a_trap() {
+        assert_eq!(decode((0x85 << 8) | 0x7f), Waited::Stopped(Stop::Syscall));
+        assert_eq!(decode((5 << 8) | 0x7f), Waited::Stopped(Stop::Signal(libc::SIGTRAP)));
+    }
+}
