@@ -58,6 +58,12 @@ pub struct Process {
     pub oom_score_adj: i32,
     /// prctl(PR_GET_DUMPABLE).
     pub dumpable: u32,
+    /// /proc/PID/coredump_filter.
+    pub coredump_filter: u32,
+    /// prctl(PR_SET_CHILD_SUBREAPER).
+    pub child_subreaper: bool,
+    /// prctl(PR_SET_THP_DISABLE).
+    pub thp_disable: bool,
     pub memory: Memory,
     /// Index into [`Snapshot::fd_tables`].
     pub fd_table: u32,
@@ -110,6 +116,10 @@ pub struct Vma {
     pub shared: bool,
     pub backing: Backing,
     pub flags: VmFlags,
+    /// prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME): what maps shows as `[anon:NAME]` or `[anon_shmem:NAME]`. Empty: none.
+    pub name: Name,
+    /// Guard regions (madvise(2), MADV_GUARD_INSTALL, Linux 6.13): start and end addresses, in ascending order.
+    pub guards: Vec<(u64, u64)>,
     /// Bytes of its own that were resident (or swapped) and therefore are in the image, zero pages included.
     pub resident: u64,
 }
@@ -252,6 +262,7 @@ pub struct Thread {
     pub rseq: Option<Rseq>,
     pub pdeath_signal: i32,
     pub credentials: Credentials,
+    pub scheduling: Scheduling,
     /// A timed call that the thread was caught in, so that it goes on with the time it had left.
     pub timed_wait: Option<TimedWait>,
 }
@@ -299,6 +310,30 @@ pub struct Credentials {
     pub ambient: u64,
     pub securebits: u32,
     pub no_new_privs: bool,
+}
+
+/// How a thread is scheduled: sched_setattr(2), sched_setaffinity(2), ioprio_set(2), PR_SET_TIMERSLACK.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scheduling {
+    /// SCHED_*.
+    pub policy: u32,
+    /// SCHED_FLAG_*, as sched_getattr(2) shows them.
+    pub flags: u64,
+    pub nice: i32,
+    /// Of SCHED_FIFO and SCHED_RR.
+    pub priority: u32,
+    /// Of SCHED_DEADLINE; of the other policies runtime is the slice (Linux 6.12).
+    pub runtime_ns: u64,
+    pub deadline_ns: u64,
+    pub period_ns: u64,
+    /// Utilisation clamps (Linux 5.3).
+    pub util_min: u32,
+    pub util_max: u32,
+    /// The mask of sched_setaffinity(2): CPU N is bit N % 8 of byte N / 8.
+    pub affinity: Vec<u8>,
+    /// As ioprio_get(2) shows it; 0: not set, so that it follows the nice value.
+    pub io_priority: u32,
+    pub timer_slack_ns: u64,
 }
 
 /// The thread was in the system call `number`, which waits for a time; `left_ns` of it remained.
