@@ -12,7 +12,9 @@
 compile_error!("cryopod is built on Linux's ptrace and /proc");
 
 pub mod arch;
+pub mod cli;
 pub mod fd;
 pub mod image;
 pub mod refusal;
+pub mod sys;
 pub mod tracer;

@@ -1,0 +1,240 @@
+//! What the tests of whole programs share: build a fixture, start it, freeze it, prove that it is gone, thaw it, ask it.
+#![allow(dead_code)] // each test file uses a part
+
+pub mod build;
+pub mod output;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use output::Output;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+pub const CRYOPOD: &str = env!("CARGO_BIN_EXE_cryopod");
+/// Nothing in a test takes longer, even on a busy machine, unless it hangs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A program under test: one that we started, or one that a `cryopod thaw` of ours runs. Ended when dropped.
+pub struct Program {
+    /// Our child: the program itself, or the thaw that stands in for it.
+    child: Child,
+    pub pid: i32,
+    pub output: Output,
+}
+
+impl Program {
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("start {command:?}: {e}"));
+        let output = Output::of(&mut child);
+        let pid = child.id() as i32;
+        Program { child, pid, output }
+    }
+
+    /// Freezes the program, which ends, and proves that its pid is gone.
+    pub fn freeze(mut self, image: &Path) {
+        self.freeze_with(image, &[]);
+        let status = self.wait();
+        // We are the parent of the program, or of the thaw that ends as the program ended.
+        let killed = status.signal() == Some(libc::SIGKILL) || status.code() == Some(128 + libc::SIGKILL);
+        assert!(
+            killed,
+            "the frozen program ended with {status}; it wrote {}",
+            self.output
+        );
+        assert!(!exists(self.pid), "/proc/{} is still there after the freeze", self.pid);
+    }
+
+    /// Freezes with more options, and says nothing about what became of the program.
+    pub fn freeze_with(&mut self, image: &Path, options: &[&str]) {
+        let pid = self.pid.to_string();
+        let mut command = Command::new(CRYOPOD);
+        command
+            .args(["freeze", &pid, "--no-sync", "-o"])
+            .arg(image)
+            .args(options);
+        let result = command.output().expect("cryopod can be run");
+        let messages = String::from_utf8_lossy(&result.stderr);
+        assert!(result.status.success(), "{command:?}: {}: {messages}", result.status);
+    }
+
+    /// Thaws an image of the process `pid` in the foreground.
+    pub fn thaw(image: &Path, pid: i32) -> Self {
+        let mut program = Program::start(Command::new(CRYOPOD).arg("thaw").arg(image));
+        let deadline = Instant::now() + PATIENCE;
+        while parent(pid) != Some(program.child.id() as i32) {
+            if let Some(status) = program.child.try_wait().expect("our own child can be waited for") {
+                panic!("thaw ended with {status} before process {pid} ran: {}", program.output);
+            }
+            assert!(Instant::now() < deadline, "thaw does not get on: {}", program.output);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        program.pid = pid;
+        program
+    }
+
+    /// Sends a signal to our child. A thaw passes it on to the program.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).expect("our own child can be signalled");
+    }
+
+    /// Tells a fixture to go on and check itself, and expects it to pass.
+    pub fn expect_pass(mut self) {
+        self.signal(Signal::SIGUSR1);
+        self.output
+            .wait_for(|line| line == "PASS" || line.starts_with("FAIL"), &mut self.child);
+        let status = self.wait();
+        assert!(status.success() && self.output.has("PASS"), "{status}: {}", self.output);
+    }
+
+    /// Waits until a line of the output fulfils a condition, and returns it.
+    pub fn wait_for(&mut self, condition: impl Fn(&str) -> bool) -> String {
+        self.output.wait_for(condition, &mut self.child)
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("our own child can be waited for") {
+                return status;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "process {} does not end: {}",
+                self.pid,
+                self.output
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let ours = self.child.id() as i32;
+        // Of a thawed program only the thaw is our child; the number alone might be somebody else's by now.
+        if self.pid != ours && parent(self.pid) == Some(ours) {
+            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whether the process is there, be it only as a zombie.
+pub fn exists(pid: i32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+fn parent(pid: i32) -> Option<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
+}
+
+/// A directory for the images of one test; empty and gone afterwards.
+pub fn scratch() -> tempfile::TempDir {
+    tempfile::Builder::new()
+        .prefix("cryopod-test-")
+        .tempdir()
+        .expect("a directory for images")
+}
+
+/// Whether this test can choose pids, which thaw needs. Says so where it cannot, and counts it.
+pub fn can_thaw() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        skipped("needs root (CAP_CHECKPOINT_RESTORE)");
+    }
+    root
+}
+
+/// Records that the running test is skipped; `tests/run` shows how many were and why.
+pub fn skipped(why: &str) {
+    let test = std::thread::current().name().unwrap_or("?").to_owned();
+    eprintln!("skipped: {why}");
+    let Some(file) = std::env::var_os("CRYOPOD_SKIPPED") else {
+        return;
+    };
+    let line = format!("skipped: {test}: {why}\n");
+    let open = std::fs::OpenOptions::new().append(true).create(true).open(&file);
+    open.and_then(|mut file| std::io::Write::write_all(&mut file, line.as_bytes()))
+        .unwrap_or_else(|e| panic!("write {file:?}: {e}"));
+}
+
+/// The round trips of one fixture.
+pub struct RoundTrip {
+    program: PathBuf,
+    dir: tempfile::TempDir,
+}
+
+impl RoundTrip {
+    /// `None` where this machine cannot run it.
+    pub fn of(source: &str) -> Option<Self> {
+        let program = build::fixture(source);
+        can_thaw().then(|| RoundTrip {
+            program,
+            dir: scratch(),
+        })
+    }
+
+    /// Freezes and thaws the fixture `times` times before it checks itself.
+    pub fn cycles(&self, times: usize) {
+        let Some(mut program) = self.start() else { return };
+        let pid = program.pid;
+        for n in 0..times {
+            let image = self.dir.path().join(format!("{n}.img"));
+            program.freeze(&image);
+            program = Program::thaw(&image, pid);
+        }
+        program.expect_pass();
+    }
+
+    /// Freezes with `--leave-running`: nothing may happen to the original.
+    pub fn left_running(&self) {
+        let Some(mut program) = self.start() else { return };
+        program.freeze_with(&self.dir.path().join("running.img"), &["--leave-running"]);
+        program.expect_pass();
+    }
+
+    /// The fixture, ready; `None` where it says that this machine lacks something.
+    fn start(&self) -> Option<Program> {
+        let mut program = Program::start(Command::new(&self.program).current_dir(self.dir.path()));
+        let line = program.wait_for(|line| line == "READY" || line.starts_with("SKIP "));
+        match line.strip_prefix("SKIP ") {
+            Some(why) => {
+                skipped(why);
+                None
+            }
+            None => Some(program),
+        }
+    }
+}
+
+/// Tests that a fixture survives one cycle, two cycles, and a freeze that leaves it running.
+macro_rules! roundtrip {
+    ($name:ident, $source:literal) => {
+        mod $name {
+            #[test]
+            fn once() {
+                crate::common::RoundTrip::of($source).inspect(|trip| trip.cycles(1));
+            }
+            #[test]
+            fn twice() {
+                crate::common::RoundTrip::of($source).inspect(|trip| trip.cycles(2));
+            }
+            #[test]
+            fn left_running() {
+                crate::common::RoundTrip::of($source).inspect(|trip| trip.left_running());
+            }
+        }
+    };
+}
+#[allow(unused_imports)]
+pub(crate) use roundtrip;
