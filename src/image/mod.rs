@@ -1,4 +1,21 @@
-//! The image file: plain data in [`state`], and how it is laid out, written and read.
+//! The image file: plain data in [`state`], and how it is laid out, written and read (docs/image-format.md).
+//!
+//! A header, then records: the state, frames of pages, an index, and a trailer without which a file is not an image. Everything is
+//! written and read in one pass, so an image can travel through a pipe.
 #![deny(unsafe_code)]
 
+mod codec;
+mod coverage;
+mod error;
+pub mod file;
+pub mod header;
+mod index;
+mod input;
+pub mod pages;
+pub mod read;
+mod record;
 pub mod state;
+mod validate;
+pub mod write;
+
+pub use error::Error;

@@ -1,0 +1,324 @@
+//! Reads an image in one pass: one reader, the caller, checks what is where, and workers check, decompress and hand out the pages.
+
+use super::codec;
+use super::coverage::Coverage;
+use super::header::Header;
+use super::index::{Entry, Expected, Trailer};
+use super::input::{Input, Record, check_body};
+use super::pages::{Codec, FrameHead, PageRun, Run};
+use super::record::{MAY_SKIP, kind};
+use super::state::Snapshot;
+use super::validate;
+use super::write::job_count;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use std::io::{Read, Seek};
+
+pub use super::Error;
+
+/// What a whole image holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub records: u64,
+    pub frames: u64,
+    pub file_bytes: u64,
+    /// Memory in the image, before compression.
+    pub stored_bytes: u64,
+    /// What that takes in the file.
+    pub compressed_bytes: u64,
+    /// What the state takes in the file.
+    pub state_bytes: u64,
+}
+
+/// An image whose header was checked.
+pub struct Reader<R> {
+    input: Input<R>,
+    header: Header,
+    /// Once the state was read.
+    state: Option<(Snapshot, Coverage)>,
+    expected: Expected,
+    totals: Totals,
+}
+
+impl<R: Read> Reader<R> {
+    pub fn open(from: R) -> Result<Self, Error> {
+        let (input, header) = Input::open(from)?;
+        Ok(Reader {
+            input,
+            header,
+            state: None,
+            expected: Expected::new(),
+            totals: Totals::default(),
+        })
+    }
+
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The state, validated: every index is in range, every order and bound kept.
+    pub fn snapshot(&mut self) -> Result<Snapshot, Error> {
+        if self.state.is_none() {
+            self.read_state()?;
+        }
+        let (snapshot, _) = self.state.as_ref().expect("it was just read");
+        Ok(snapshot.clone())
+    }
+
+    /// Hands every run of pages to `sink`, from `jobs` threads at once (0: as many as there are CPUs), and returns once all were taken
+    /// and the end of the image proved it whole.
+    pub fn pages(
+        mut self,
+        jobs: usize,
+        sink: &(dyn Fn(PageRun<'_>) -> anyhow::Result<()> + Sync),
+    ) -> anyhow::Result<Totals> {
+        self.snapshot()?;
+        let jobs = job_count(jobs);
+        let (frames, work) = bounded::<Frame>(jobs);
+        let (spent, spares) = bounded(2 * jobs);
+        let (failed, failures) = bounded(jobs);
+        let read = std::thread::scope(|scope| {
+            for _ in 0..jobs {
+                let (work, spent, failed) = (work.clone(), spent.clone(), failed.clone());
+                scope.spawn(move || place_frames(&work, &spent, &failed, sink));
+            }
+            // Only workers hold the receiving end now, so that sending fails once all of them have.
+            drop((work, failed));
+            self.send_frames(frames, &spares, &failures)
+        });
+        match failures.try_recv() {
+            Ok(failure) => Err(failure),
+            Err(_) => Ok(read?),
+        }
+    }
+
+    /// Lists the runs of pages without looking at their content, and reads what it must to get past it.
+    pub fn list(self, visit: &mut dyn FnMut(&FrameHead, u64)) -> Result<Totals, Error> {
+        self.list_with(visit, |input, record| input.pass_body(record))
+    }
+
+    fn list_with(
+        mut self,
+        visit: &mut dyn FnMut(&FrameHead, u64),
+        pass: impl Fn(&mut Input<R>, &Record) -> Result<(), Error>,
+    ) -> Result<Totals, Error> {
+        self.snapshot()?;
+        while let Some((record, head)) = self.next_frame()? {
+            visit(&head, record.header.body_len);
+            pass(&mut self.input, &record)?;
+        }
+        Ok(self.totals)
+    }
+
+    fn read_state(&mut self) -> Result<(), Error> {
+        let record = self.next_record()?;
+        if record.header.kind != kind::STATE {
+            return Err(Error::damaged("it does not begin with the state"));
+        }
+        if record.header.body_len > codec::STATE_MAX {
+            return Err(Error::damaged(format!(
+                "its state claims {} bytes",
+                record.header.body_len
+            )));
+        }
+        let mut body = Vec::new();
+        self.input.body_into(&record, &mut body)?;
+        check_body(&record, &body)?;
+        let snapshot = codec::decode_state(&record.head, &body)?;
+        validate::validate(&snapshot, &self.header).map_err(Error::Damaged)?;
+        let coverage = Coverage::new(&snapshot, self.header.page_size);
+        self.totals.state_bytes = record.header.body_len;
+        self.state = Some((snapshot, coverage));
+        Ok(())
+    }
+
+    /// The reading half of [`Reader::pages`].
+    fn send_frames(
+        &mut self,
+        frames: Sender<Frame>,
+        spares: &Receiver<Vec<u8>>,
+        failures: &Receiver<anyhow::Error>,
+    ) -> Result<Totals, Error> {
+        while let Some((record, head)) = self.next_frame()? {
+            let mut body = spares.try_recv().unwrap_or_default();
+            self.input.body_into(&record, &mut body)?;
+            let frame = Frame { record, head, body };
+            if !failures.is_empty() || frames.send(frame).is_err() {
+                break;
+            }
+        }
+        Ok(self.totals)
+    }
+
+    /// The next frame of pages, with its body still in the input; none at the end, which was checked then.
+    fn next_frame(&mut self) -> Result<Option<(Record, FrameHead)>, Error> {
+        let record = self.next_record()?;
+        match record.header.kind {
+            kind::PAGES => self.admit(record).map(Some),
+            kind::INDEX => self.end(&record).map(|()| None),
+            kind::STATE => Err(Error::damaged("it has two states")),
+            _ => Err(Error::damaged("its trailer comes before its index")),
+        }
+    }
+
+    /// Checks where the pages of a frame are to go.
+    fn admit(&mut self, record: Record) -> Result<(Record, FrameHead), Error> {
+        let head = FrameHead::from_bytes(&record.head, self.header.page_size, record.header.body_len)?;
+        let (_, coverage) = self.state.as_mut().expect("the state is read first");
+        for run in &head.runs {
+            coverage.add(run.space, run.offset, run.len).map_err(Error::Damaged)?;
+        }
+        let body_len = record.header.body_len as u32; // FrameHead bounds it
+        self.expected.add(Entry {
+            offset: record.offset,
+            body_len,
+            raw_len: head.raw_len,
+        });
+        self.totals.frames += 1;
+        self.totals.stored_bytes += u64::from(head.raw_len);
+        self.totals.compressed_bytes += u64::from(body_len);
+        Ok((record, head))
+    }
+
+    /// From the index to the end of the file.
+    fn end(&mut self, index: &Record) -> Result<(), Error> {
+        self.expected.check(&index.header)?;
+        self.input.pass_body(index)?;
+        let record = self.next_record()?;
+        if record.header.kind != kind::TRAILER
+            || record.header.body_len != 0
+            || record.header.body_hash != xxh3_of_nothing()
+        {
+            return Err(Error::damaged("its index is not followed by a trailer"));
+        }
+        let found = Trailer {
+            records: self.totals.records,
+            file_len: self.input.offset(),
+            index_offset: index.offset,
+            index_checksum: index.header.checksum,
+        };
+        if Trailer::from_bytes(&record.head)? != found {
+            return Err(Error::damaged("its trailer tells of another image"));
+        }
+        self.totals.file_bytes = found.file_len;
+        self.input.end()
+    }
+
+    /// The next record that this reader knows. Unknown ones are passed over where their writer allowed it.
+    fn next_record(&mut self) -> Result<Record, Error> {
+        loop {
+            let record = self.input.record()?;
+            self.totals.records += 1;
+            let known = (kind::STATE..=kind::TRAILER).contains(&record.header.kind) && record.header.version == 1;
+            if known {
+                return Ok(record);
+            }
+            if record.header.flags & MAY_SKIP == 0 {
+                let (kind, version) = (record.header.kind, record.header.version);
+                return Err(Error::Newer {
+                    what: format!("it has records of kind {kind}, version {version}"),
+                });
+            }
+            self.input.pass_body(&record)?;
+        }
+    }
+}
+
+impl<R: Read + Seek> Reader<R> {
+    /// [`Reader::list`] by seeking past the content, which stays unread and unchecked.
+    pub fn list_seeking(self, visit: &mut dyn FnMut(&FrameHead, u64)) -> Result<Totals, Error> {
+        self.list_with(visit, |input, record| input.seek_past_body(record))
+    }
+}
+
+fn xxh3_of_nothing() -> u64 {
+    xxhash_rust::xxh3::xxh3_64(&[])
+}
+
+/// A frame on its way from the reader to a worker.
+struct Frame {
+    record: Record,
+    head: FrameHead,
+    body: Vec<u8>,
+}
+
+/// A worker: takes frames until there are no more, or until it fails.
+fn place_frames(
+    work: &Receiver<Frame>,
+    spent: &Sender<Vec<u8>>,
+    failed: &Sender<anyhow::Error>,
+    sink: &(dyn Fn(PageRun<'_>) -> anyhow::Result<()> + Sync),
+) {
+    let mut decompressor = Decompressor::default();
+    for frame in work {
+        let placed = decompressor
+            .raw(&frame)
+            .map_err(anyhow::Error::from)
+            .and_then(|raw| place(&frame.head.runs, raw, sink));
+        if let Err(error) = placed {
+            // Each worker fails once at most, and there is room for all of them.
+            let _ = failed.try_send(error);
+            return;
+        }
+        let _ = spent.try_send(frame.body);
+    }
+}
+
+fn place(
+    runs: &[Run],
+    mut raw: &[u8],
+    sink: &(dyn Fn(PageRun<'_>) -> anyhow::Result<()> + Sync),
+) -> anyhow::Result<()> {
+    for &Run {
+        space,
+        offset,
+        len,
+        zero,
+    } in runs
+    {
+        let bytes = match zero {
+            true => None,
+            false => {
+                // FrameHead::from_bytes() made sure that the runs are as long as the content.
+                let (bytes, rest) = raw.split_at(len as usize);
+                raw = rest;
+                Some(bytes)
+            }
+        };
+        sink(PageRun {
+            space,
+            offset,
+            len,
+            bytes,
+        })?;
+    }
+    Ok(())
+}
+
+/// A worker's buffer and decompressor, used again for each frame.
+#[derive(Default)]
+struct Decompressor {
+    context: Option<zstd::bulk::Decompressor<'static>>,
+    raw: Vec<u8>,
+}
+
+impl Decompressor {
+    /// The content of a frame, once its checksum was compared.
+    fn raw<'a>(&'a mut self, frame: &'a Frame) -> Result<&'a [u8], Error> {
+        check_body(&frame.record, &frame.body)?;
+        if frame.head.codec == Codec::Raw {
+            return Ok(&frame.body);
+        }
+        let context = match &mut self.context {
+            Some(context) => context,
+            none => none.insert(zstd::bulk::Decompressor::new()?),
+        };
+        let raw_len = frame.head.raw_len as usize; // at most FRAME_MAX
+        self.raw.resize(raw_len, 0);
+        let damaged = |what: String| Error::damaged(format!("the pages at byte {}: {what}", frame.record.offset));
+        match context.decompress_to_buffer(&frame.body, &mut self.raw[..]) {
+            Ok(len) if len == raw_len => Ok(&self.raw),
+            Ok(len) => Err(damaged(format!("{len} bytes instead of {raw_len}"))),
+            Err(error) => Err(damaged(error.to_string())),
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Checks of a snapshot that was read: whoever works with it need not check indices, order or bounds again.
+
+use super::header::Header;
+use super::state::{Backing, FdTable, Memory, Process, SharedObject, SigInfo, Snapshot, Thread, Vma};
+use std::collections::HashSet;
+
+/// fs.nr_open of the kernel is 2^20; nobody gets far beyond it.
+const FD_MAX: i32 = 1 << 24;
+/// PID_MAX_LIMIT (include/linux/threads.h).
+const PID_MAX: i32 = 1 << 22;
+/// The largest xsave area (AMX) takes 11 KiB; an SVE set 8 KiB and more.
+const REGSET_MAX: usize = 256 << 10;
+const REGSETS_MAX: usize = 64;
+/// No object and no file is larger than off_t allows.
+const SIZE_MAX: u64 = i64::MAX as u64 & !0xffff;
+/// _NSIG.
+const SIGNAL_MAX: i32 = 64;
+const SIGINFO_LEN: usize = 128;
+/// PATH_MAX, with room for " (deleted)".
+const NAME_MAX: usize = 4096 + 64;
+/// NGROUPS_MAX.
+const GROUPS_MAX: usize = 65536;
+/// A mask of far more CPUs than CONFIG_NR_CPUS allows (8192).
+const AFFINITY_MAX: usize = 8192;
+const AUXV_MAX: usize = 64 << 10;
+
+type Checked = Result<(), String>;
+
+/// An error says what is wrong, as a clause.
+pub fn validate(snapshot: &Snapshot, header: &Header) -> Checked {
+    ensure(!snapshot.processes.is_empty(), || "it has no process".into())?;
+    let mut tids = HashSet::new();
+    for process in &snapshot.processes {
+        check_process(process, snapshot, header).map_err(|reason| format!("pid {}: {reason}", process.pid))?;
+        for thread in &process.threads {
+            ensure(tids.insert(thread.tid), || {
+                format!("two threads have the tid {}", thread.tid)
+            })?;
+        }
+    }
+    for table in &snapshot.fd_tables {
+        check_table(table, snapshot.descriptions.len())?;
+    }
+    for object in &snapshot.shared_objects {
+        check_object(object)?;
+    }
+    for file in &snapshot.files {
+        check_name(&file.path, "a file")?;
+    }
+    Ok(())
+}
+
+fn ensure(holds: bool, reason: impl FnOnce() -> String) -> Checked {
+    if holds { Ok(()) } else { Err(reason()) }
+}
+
+fn check_process(process: &Process, snapshot: &Snapshot, header: &Header) -> Checked {
+    for (pid, what) in [
+        (process.pid, "pid"),
+        (process.pgid.max(1), "process group"),
+        (process.sid.max(1), "session"),
+    ] {
+        ensure((1..=PID_MAX).contains(&pid), || format!("its {what} is {pid}"))?;
+    }
+    ensure((process.exe as usize) < snapshot.files.len(), || {
+        format!("its executable is file {}", process.exe)
+    })?;
+    ensure((process.fd_table as usize) < snapshot.fd_tables.len(), || {
+        format!("its descriptors are table {}", process.fd_table)
+    })?;
+    check_name(&process.cwd, "its directory")?;
+    check_name(&process.root, "its root")?;
+    check_memory(&process.memory, snapshot, header)?;
+    check_signals(process)?;
+    check_threads(process)
+}
+
+fn check_threads(process: &Process) -> Checked {
+    ensure(
+        process.threads.first().is_some_and(|leader| leader.tid == process.pid),
+        || "its first thread is not its leader".into(),
+    )?;
+    for thread in &process.threads {
+        check_thread(thread).map_err(|reason| format!("thread {}: {reason}", thread.tid))?;
+    }
+    Ok(())
+}
+
+fn check_thread(thread: &Thread) -> Checked {
+    ensure((1..=PID_MAX).contains(&thread.tid), || {
+        "no thread has such a tid".into()
+    })?;
+    // TASK_COMM_LEN is 16, the final zero included.
+    ensure(thread.name.len() < 16 && !thread.name.contains(&0), || {
+        "its name is longer than names can be".into()
+    })?;
+    ensure(thread.regsets.len() <= REGSETS_MAX, || {
+        format!("it has {} register sets", thread.regsets.len())
+    })?;
+    let mut notes = HashSet::new();
+    for set in &thread.regsets {
+        ensure(set.data.len() <= REGSET_MAX, || {
+            format!("register set {:#x} is giant", set.note)
+        })?;
+        ensure(notes.insert(set.note), || {
+            format!("register set {:#x} is there twice", set.note)
+        })?;
+    }
+    // NT_PRSTATUS.
+    ensure(thread.regsets.first().is_some_and(|set| set.note == 1), || {
+        "its general registers are missing".into()
+    })?;
+    let groups = thread.credentials.groups.len();
+    ensure(groups <= GROUPS_MAX, || format!("it is in {groups} groups"))?;
+    let cpus = &thread.scheduling.affinity;
+    ensure(cpus.len() <= AFFINITY_MAX, || {
+        "it may run on more CPUs than there can be".into()
+    })?;
+    check_queue(&thread.pending)
+}
+
+fn check_queue(pending: &[SigInfo]) -> Checked {
+    for info in pending {
+        ensure(info.0.len() == SIGINFO_LEN, || {
+            format!("a pending signal takes {} bytes", info.0.len())
+        })?;
+    }
+    Ok(())
+}
+
+fn check_signals(process: &Process) -> Checked {
+    let is_signal = |signal: i32| (1..=SIGNAL_MAX).contains(&signal);
+    let mut actions = HashSet::new();
+    for action in &process.signal_actions {
+        ensure(is_signal(action.signal), || {
+            format!("it handles signal {}", action.signal)
+        })?;
+        ensure(actions.insert(action.signal), || {
+            format!("it handles signal {} twice", action.signal)
+        })?;
+    }
+    ensure(process.stopped_by.is_none_or(is_signal), || {
+        "no signal stopped it".into()
+    })?;
+    check_queue(&process.pending)?;
+    let mut timers = HashSet::new();
+    for timer in &process.posix_timers {
+        ensure(timer.id >= 0 && timers.insert(timer.id), || {
+            format!("it has no timer {}, or two", timer.id)
+        })?;
+        let thread_exists = timer.tid == 0 || process.threads.iter().any(|thread| thread.tid == timer.tid);
+        ensure(thread_exists, || {
+            format!(
+                "timer {} signals thread {}, which it does not have",
+                timer.id, timer.tid
+            )
+        })?;
+    }
+    let mut limits = HashSet::new();
+    for limit in &process.rlimits {
+        ensure(limit.resource < 64 && limits.insert(limit.resource), || {
+            format!("it has no limit {}, or two", limit.resource)
+        })?;
+    }
+    Ok(())
+}
+
+fn check_memory(memory: &Memory, snapshot: &Snapshot, header: &Header) -> Checked {
+    ensure(memory.auxv.len() <= AUXV_MAX, || "its auxiliary vector is giant".into())?;
+    let mut previous_end = 0;
+    for vma in &memory.vmas {
+        let name = || format!("mapping {:#x}-{:#x}", vma.start, vma.end);
+        ensure(vma.start >= previous_end, || format!("{} is out of order", name()))?;
+        check_vma(vma, snapshot, header).map_err(|reason| format!("{} {reason}", name()))?;
+        previous_end = vma.end;
+    }
+    Ok(())
+}
+
+fn check_vma(vma: &Vma, snapshot: &Snapshot, header: &Header) -> Checked {
+    let page = u64::from(header.page_size);
+    let aligned = |value: u64| value.is_multiple_of(page);
+    ensure(vma.start < vma.end, || "is empty".into())?;
+    ensure(aligned(vma.start) && aligned(vma.end), || {
+        "is not made of whole pages".into()
+    })?;
+    ensure(vma.end <= address_limit(header.machine) || is_kernel_high(vma), || {
+        "lies where no program can have memory".into()
+    })?;
+    ensure(vma.prot <= 7, || format!("has the protection {:#x}", vma.prot))?;
+    ensure(vma.resident <= vma.end - vma.start, || {
+        "holds more than it is long".into()
+    })?;
+    check_name(&vma.name, "it")?;
+    check_guards(vma, page)?;
+    let (what, index, count, offset) = match &vma.backing {
+        Backing::Anonymous => return ensure(!vma.shared, || "is shared and belongs to nothing".into()),
+        Backing::Kernel(_) => return Ok(()),
+        Backing::File { file, offset } => ("file", *file, snapshot.files.len(), *offset),
+        Backing::Shared { object, offset } => ("shared object", *object, snapshot.shared_objects.len(), *offset),
+    };
+    ensure((index as usize) < count, || {
+        format!("is of {what} {index}, which is not there")
+    })?;
+    ensure(aligned(offset), || format!("begins within a page of its {what}"))?;
+    let end = offset.checked_add(vma.end - vma.start);
+    ensure(end.is_some_and(|end| end <= SIZE_MAX), || {
+        format!("lies beyond any {what}")
+    })
+}
+
+fn check_guards(vma: &Vma, page: u64) -> Checked {
+    let mut previous_end = vma.start;
+    for &(start, end) in &vma.guards {
+        let inside = previous_end <= start && start < end && end <= vma.end;
+        let whole = start.is_multiple_of(page) && end.is_multiple_of(page);
+        ensure(inside && whole, || format!("has a guard at {start:#x}-{end:#x}"))?;
+        previous_end = end;
+    }
+    Ok(())
+}
+
+/// The kernel's pages above all memory of programs: [vsyscall] on x86_64, [vectors] on arm.
+fn is_kernel_high(vma: &Vma) -> bool {
+    matches!(&vma.backing, Backing::Kernel(name) if name == "[vsyscall]" || name == "[vectors]")
+}
+
+/// The first address that user space cannot have.
+fn address_limit(machine: u16) -> u64 {
+    match machine {
+        3 | 40 => 1 << 32,      // i386, arm
+        62 => 0x7fff_ffff_f000, // x86_64: DEFAULT_MAP_WINDOW (arch/x86/include/asm/page_64_types.h)
+        183 => 1 << 52,         // aarch64 with 52-bit addresses; most have 48
+        _ => 1 << 63,
+    }
+}
+
+fn check_table(table: &FdTable, descriptions: usize) -> Checked {
+    let mut previous = -1;
+    for entry in &table.entries {
+        ensure(entry.fd > previous && entry.fd < FD_MAX, || {
+            format!("fd {} is out of order", entry.fd)
+        })?;
+        ensure((entry.description as usize) < descriptions, || {
+            format!(
+                "fd {} refers to description {}, which is not there",
+                entry.fd, entry.description
+            )
+        })?;
+        previous = entry.fd;
+    }
+    Ok(())
+}
+
+fn check_object(object: &SharedObject) -> Checked {
+    ensure(object.size <= SIZE_MAX, || {
+        format!("a shared object is {} bytes long", object.size)
+    })?;
+    match &object.kind {
+        super::state::SharedKind::Anonymous => Ok(()),
+        super::state::SharedKind::Memfd { name, .. } => check_name(name, "a memfd"),
+    }
+}
+
+/// Names go to the kernel as C strings.
+fn check_name(name: &[u8], whose: &str) -> Checked {
+    ensure(name.len() <= NAME_MAX, || format!("{whose} has a giant name"))?;
+    ensure(!name.contains(&0), || format!("the name of {whose} has a zero in it"))
+}
