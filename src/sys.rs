@@ -3,6 +3,8 @@
 use nix::errno::Errno;
 use std::os::fd::{AsFd, AsRawFd};
 
+pub mod fds;
+
 /// Whether the kernel gave this process rights by its executable: set-user-ID, set-group-ID, file capabilities.
 pub fn at_secure() -> bool {
     // SAFETY: getauxval(3) only reads the auxiliary vector.

@@ -1,2 +1,27 @@
-//! The kinds of open file descriptions, and the table of them.
+//! Descriptors: a table holds numbers that refer to open file descriptions (open(2)), and every description is of a kind.
+//!
+//! [`look`] records a stopped process's table from outside. At thaw [`check`] says what stands against it, [`reopen`] makes the
+//! descriptions in our own table, [`relink`] lists the calls that their owner must make itself, and [`finish`] does what must
+//! come last. A kind of description is one file here and one line in the table of [`kind`].
 #![deny(unsafe_code)]
+
+mod device;
+mod directory;
+mod fdinfo;
+mod identity;
+mod kind;
+mod look;
+mod pipe;
+mod pipe_content;
+mod place;
+mod probe;
+mod refuse;
+mod regular;
+mod shared;
+mod stdio;
+mod thaw;
+
+pub use kind::name as kind_name;
+pub use look::{Looked, look};
+pub use shared::{SharedObjects, make_memfd};
+pub use thaw::{Check, OwnerCall, Pump, ReopenContext, Stdio, check, finish, relink, reopen};

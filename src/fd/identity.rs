@@ -1,0 +1,93 @@
+//! Which descriptors of a process share one open file description.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::io;
+
+use anyhow::{Context, Result};
+use nix::unistd::Pid;
+
+use super::probe::Seen;
+use crate::sys::fds;
+
+/// Groups of indices into `seen`, one a description, in the order of their lowest descriptors.
+pub fn descriptions(pid: Pid, seen: &[Seen]) -> Result<Vec<Vec<usize>>> {
+    group(seen, |a, b| fds::kcmp_file(pid, seen[a].fd, seen[b].fd))
+}
+
+/// Only descriptors that look alike are compared: kcmp is a system call for each step of the sort.
+fn group(seen: &[Seen], mut compare: impl FnMut(usize, usize) -> io::Result<Ordering>) -> Result<Vec<Vec<usize>>> {
+    let mut alike: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+    for (index, seen) in seen.iter().enumerate() {
+        alike
+            .entry((seen.inode(), seen.status_flags, &seen.link))
+            .or_default()
+            .push(index);
+    }
+    let mut groups = Vec::new();
+    for indices in alike.into_values() {
+        groups.extend(split(indices, &mut compare).context("kcmp KCMP_FILE")?);
+    }
+    groups.sort_unstable();
+    Ok(groups)
+}
+
+fn split(
+    mut indices: Vec<usize>,
+    compare: &mut impl FnMut(usize, usize) -> io::Result<Ordering>,
+) -> io::Result<Vec<Vec<usize>>> {
+    if indices.len() == 1 {
+        return Ok(vec![indices]);
+    }
+    let mut failed = None;
+    let mut ask = |a: usize, b: usize| {
+        compare(a, b).unwrap_or_else(|error| {
+            failed = Some(error);
+            Ordering::Equal
+        })
+    };
+    // A stable sort leaves the numbers of one description ascending.
+    indices.sort_by(|&a, &b| ask(a, b));
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    for index in indices {
+        match groups.last_mut() {
+            Some(group) if ask(group[0], index).is_eq() => group.push(index),
+            _ => groups.push(vec![index]),
+        }
+    }
+    failed.map_or(Ok(groups), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fd::fdinfo::FdInfo;
+
+    fn seen(fd: i32, link: &str) -> Seen {
+        Seen {
+            fd,
+            link: link.into(),
+            info: FdInfo::parse("pos:\t0\nflags:\t02\n".into()).unwrap(),
+            status_flags: 2,
+            stat: nix::sys::stat::fstat(std::io::stderr()).unwrap(),
+            terminal: false,
+            ready: nix::poll::PollFlags::empty(),
+            signal_owner: 0,
+            io_signal: 0,
+        }
+    }
+
+    #[test]
+    fn descriptors_that_compare_equal_share_a_description() {
+        let all = [seen(0, "a"), seen(1, "b"), seen(2, "a"), seen(3, "a"), seen(9, "a")];
+        let file = [7, 7, 5, 7, 5]; // kcmp's order is arbitrary
+        let groups = group(&all, |a, b| Ok(file[a].cmp(&file[b]))).unwrap();
+        assert_eq!(groups, [vec![0, 3], vec![1], vec![2, 4]]);
+    }
+
+    #[test]
+    fn a_failed_comparison_is_an_error() {
+        let all = [seen(0, "a"), seen(1, "a")];
+        assert!(group(&all, |_, _| Err(io::ErrorKind::PermissionDenied.into())).is_err());
+    }
+}

@@ -1,0 +1,46 @@
+//! Why a descriptor is not carried, in words that name it and say what to do.
+
+use super::kind::Unfit;
+use super::probe::Seen;
+
+/// State that no kind carries: locks and signals of O_ASYNC.
+pub fn whatever_kind(seen: &Seen) -> Result<(), Unfit> {
+    if let Some(lock) = seen.info.values("lock").next() {
+        // "1: POSIX  ADVISORY  WRITE 4127 fe:00:1443 0 EOF": lock_get_status(), fs/locks.c.
+        let kind = lock.split_whitespace().nth(1).unwrap_or("file");
+        return Err(Unfit::refused(
+            format!("holds a {kind} lock, which cryopod does not carry yet"),
+            "freeze while the program holds no lock (for a database: between transactions)",
+        ));
+    }
+    if seen.signal_owner != 0 || seen.io_signal != 0 || seen.status_flags & libc::O_ASYNC != 0 {
+        return Err(Unfit::refused(
+            "sends signals when it is ready (F_SETOWN, F_SETSIG or O_ASYNC of fcntl(2)), which cryopod does not carry yet",
+            "have the program take that back first",
+        ));
+    }
+    Ok(())
+}
+
+/// A descriptor that no kind claims.
+pub fn unclaimed(seen: &Seen) -> Unfit {
+    let link = seen.link_text();
+    let close = "have the program close it first";
+    if seen.file_type() == libc::S_IFSOCK {
+        return Unfit::refused("is a socket, which cryopod does not carry yet", close);
+    }
+    if let Some(name) = link.strip_prefix("anon_inode:") {
+        let name = name.trim_matches(['[', ']']);
+        return Unfit::refused(format!("is of kind {name}, which cryopod does not carry"), close);
+    }
+    if seen.terminal || link == "/dev/ptmx" || link.ends_with("/ptmx") {
+        return Unfit::refused("is a pseudo-terminal's master, which cryopod does not carry yet", close);
+    }
+    let what = match seen.file_type() {
+        libc::S_IFCHR => "a character device that keeps state cryopod cannot see",
+        libc::S_IFBLK => "a block device, which cryopod does not carry",
+        libc::S_IFIFO => "a pipe or FIFO that cryopod does not carry",
+        _ => "of a kind that cryopod does not know",
+    };
+    Unfit::refused(format!("is {what}"), close)
+}

@@ -1,0 +1,132 @@
+//! Memory that lives in an inode of its own and that mappings and descriptors may share: memfds, anonymous shared memory.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open, readlink};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat};
+use nix::unistd::ftruncate;
+
+use super::probe::own_path;
+use crate::image::state::{SharedKind, SharedObject};
+
+/// The shared objects of an image, each once, however many descriptors and mappings refer to it.
+pub struct SharedObjects {
+    /// The device of the kernel's own tmpfs mount, where memfds and anonymous shared memory have their inodes.
+    device: u64,
+    by_inode: HashMap<(u64, u64), u32>,
+    objects: Vec<SharedObject>,
+    files: Vec<OwnedFd>,
+}
+
+impl SharedObjects {
+    pub fn new() -> Result<Self> {
+        let mine = memfd_create(c"cryopod", MFdFlags::MFD_CLOEXEC).context("memfd_create")?;
+        let device = fstat(&mine).context("fstat of a memfd")?.st_dev;
+        Ok(SharedObjects {
+            device,
+            by_inode: HashMap::new(),
+            objects: Vec::new(),
+            files: Vec::new(),
+        })
+    }
+
+    /// Whether an inode on `device` (st_dev) is a memfd, anonymous shared memory or System V shared memory.
+    pub fn lives_on(&self, device: u64) -> bool {
+        self.device == device
+    }
+
+    /// The index in Snapshot::shared_objects of what `file` refers to: a duplicate, or an opened entry of map_files.
+    pub fn intern(&mut self, file: OwnedFd) -> Result<u32> {
+        let stat = fstat(&file).context("fstat")?;
+        let inode = (stat.st_dev, stat.st_ino);
+        if let Some(&index) = self.by_inode.get(&inode) {
+            return Ok(index);
+        }
+        ensure!(self.lives_on(stat.st_dev), "is not memory of a memfd");
+        let kind = kind_of(&file, &stat)?;
+        let index = u32::try_from(self.objects.len()).context("too many shared objects")?;
+        self.objects.push(SharedObject {
+            kind,
+            size: u64::try_from(stat.st_size).context("st_size")?,
+        });
+        self.files.push(readable(file));
+        self.by_inode.insert(inode, index);
+        Ok(index)
+    }
+
+    /// The objects, and for each a descriptor to read its content.
+    pub fn into_parts(self) -> (Vec<SharedObject>, Vec<OwnedFd>) {
+        (self.objects, self.files)
+    }
+}
+
+fn kind_of(file: &OwnedFd, stat: &FileStat) -> Result<SharedKind> {
+    let link = readlink(own_path(file.as_fd()).as_str())
+        .context("readlink /proc/self/fd/N")?
+        .into_vec();
+    let name = link.strip_suffix(b" (deleted)").unwrap_or(&link);
+    if let Some(name) = name.strip_prefix(b"/memfd:") {
+        let seals = fcntl(file, FcntlArg::F_GET_SEALS).context("fcntl F_GET_SEALS")?;
+        return Ok(SharedKind::Memfd {
+            name: name.to_vec(),
+            seals: seals.cast_unsigned(),
+            mode: stat.st_mode,
+        });
+    }
+    if name == b"/dev/zero" {
+        return Ok(SharedKind::Anonymous); // shmem_zero_setup(), mm/shmem.c
+    }
+    if name.starts_with(b"/SYSV") {
+        bail!("is System V shared memory, which cryopod does not carry yet");
+    }
+    bail!(
+        "is shared memory of a driver ({}), which cryopod does not carry",
+        String::from_utf8_lossy(name)
+    );
+}
+
+/// A description of our own that can be read, whatever the access mode of the process's. Where the mode of the memfd forbids
+/// that, the duplicate must do.
+fn readable(file: OwnedFd) -> OwnedFd {
+    open(
+        own_path(file.as_fd()).as_str(),
+        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+    .unwrap_or(file)
+}
+
+/// Thaw side: a memfd as recorded, of the recorded size and still empty. Its seals come last, by [`super::finish`].
+pub fn make_memfd(object: &SharedObject) -> Result<OwnedFd> {
+    let SharedKind::Memfd { name, mode, .. } = &object.kind else {
+        bail!("is not a memfd")
+    };
+    let name = CString::new(name.as_slice()).context("the name of a memfd")?;
+    // Without MFD_ALLOW_SEALING a memfd is born with F_SEAL_SEAL, and then the others could not be added.
+    let file =
+        memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).context("memfd_create")?;
+    fchmod(&file, Mode::from_bits_truncate(*mode)).context("fchmod of a memfd")?;
+    let size = i64::try_from(object.size).context("the size of a memfd")?;
+    ftruncate(&file, size).with_context(|| format!("ftruncate of a memfd to {size} bytes"))?;
+    Ok(file)
+}
+
+/// Thaw side: the recorded seals (fcntl(2), "File Sealing").
+pub fn seal(file: &OwnedFd, object: &SharedObject) -> Result<()> {
+    let SharedKind::Memfd { name, seals, .. } = &object.kind else {
+        return Ok(());
+    };
+    let name = String::from_utf8_lossy(name);
+    let has = fcntl(file, FcntlArg::F_GET_SEALS).context("fcntl F_GET_SEALS")?;
+    let missing = seals.cast_signed() & !has;
+    if missing != 0 {
+        let seals = SealFlag::from_bits_retain(missing);
+        fcntl(file, FcntlArg::F_ADD_SEALS(seals)).with_context(|| format!("seal the memfd {name} ({missing:#x})"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,228 @@
+//! Thaw side: descriptions are made in our own table, from where the owner inherits them.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use anyhow::{Context, Result, ensure};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use super::kind::{AnyKind, Made};
+use super::shared;
+use crate::image::state::{Description, Snapshot};
+use crate::refusal::Refusal;
+
+/// What becomes the program's stdin, stdout and stderr where these led outside.
+pub struct Stdio(pub [OwnedFd; 3]);
+
+impl Stdio {
+    /// Thaw's own.
+    pub fn own() -> Result<Self> {
+        let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().context("duplicate stdin, stdout and stderr");
+        Ok(Stdio([
+            duplicate(io::stdin().as_fd())?,
+            duplicate(io::stdout().as_fd())?,
+            duplicate(io::stderr().as_fd())?,
+        ]))
+    }
+}
+
+/// What stands against reopening, and what looks different from the freeze.
+pub struct Check<'a> {
+    pub snapshot: &'a Snapshot,
+    pub stdio: &'a Stdio,
+    pub refusals: Vec<Refusal>,
+    pub warnings: Vec<String>,
+    /// A descriptor that refers to the description being checked.
+    owner: (i32, i32),
+}
+
+impl Check<'_> {
+    pub(super) fn refuse(&mut self, description: &Description, reason: impl Into<String>, remedy: impl Into<String>) {
+        let (pid, fd) = self.owner;
+        self.refusals.push(Refusal::new(
+            pid,
+            format!("fd {fd} ({})", description.label),
+            reason,
+            remedy,
+        ));
+    }
+
+    pub(super) fn warn(&mut self, description: &Description, what: &str) {
+        let (pid, fd) = self.owner;
+        self.warnings
+            .push(format!("pid {pid}: fd {fd} ({}) {what}", description.label));
+    }
+}
+
+/// Looks at everything that descriptors of the image refer to, before anything is made.
+pub fn check<'a>(snapshot: &'a Snapshot, stdio: &'a Stdio) -> Check<'a> {
+    let mut check = Check {
+        snapshot,
+        stdio,
+        refusals: Vec::new(),
+        warnings: Vec::new(),
+        owner: (0, 0),
+    };
+    let owners = owners(snapshot);
+    for (description, owner) in snapshot.descriptions.iter().zip(owners) {
+        check.owner = owner;
+        match AnyKind::decode(description) {
+            Ok(kind) => kind.check(description, &mut check),
+            Err(error) => check.refuse(description, format!("cannot be made: {error:#}"), "use a newer cryopod"),
+        }
+    }
+    check
+}
+
+/// What [`reopen`] needs and what it leaves for its caller.
+pub struct ReopenContext {
+    /// One for each of Snapshot::shared_objects.
+    pub shared: Vec<OwnedFd>,
+    pub stdio: Stdio,
+    /// To be run while the program runs.
+    pub pumps: Vec<Pump>,
+    pub(super) pipes: Made<super::pipe::MadePipe>,
+    pub(super) first_of_shared: Made<()>,
+}
+
+impl ReopenContext {
+    pub fn new(shared: Vec<OwnedFd>, stdio: Stdio) -> Self {
+        ReopenContext {
+            shared,
+            stdio,
+            pumps: Vec::new(),
+            pipes: Made::new(),
+            first_of_shared: Made::new(),
+        }
+    }
+}
+
+/// Makes all descriptions, in the order of Snapshot::descriptions, with FD_CLOEXEC.
+pub fn reopen(snapshot: &Snapshot, context: &mut ReopenContext) -> Result<Vec<OwnedFd>> {
+    ensure!(
+        context.shared.len() == snapshot.shared_objects.len(),
+        "every shared object must be there first"
+    );
+    let mut files = Vec::with_capacity(snapshot.descriptions.len());
+    for (index, description) in snapshot.descriptions.iter().enumerate() {
+        let file = reopen_one(description, context).with_context(|| name(snapshot, index))?;
+        files.push(file);
+    }
+    // What is left of them are ends that nobody holds: with them open, the program would wait for a writer that never writes.
+    context.pipes.clear();
+    Ok(files)
+}
+
+fn reopen_one(description: &Description, context: &mut ReopenContext) -> Result<OwnedFd> {
+    let kind = AnyKind::decode(description)?;
+    let file = kind.reopen(description, context)?;
+    if !matches!(kind, AnyKind::Outside(_)) {
+        set_status_flags(file.as_fd(), description.status_flags)?;
+    }
+    Ok(file)
+}
+
+/// Status flags that can be changed (fcntl(2), F_SETFL); O_ASYNC is never carried.
+fn set_status_flags(file: BorrowedFd<'_>, recorded: u32) -> Result<()> {
+    const SETTABLE: i32 = libc::O_APPEND | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK;
+    let has = fcntl(file, FcntlArg::F_GETFL).context("fcntl F_GETFL")?;
+    let recorded = recorded.cast_signed();
+    if has & libc::O_PATH == 0 && has & SETTABLE != recorded & SETTABLE {
+        let flags = OFlag::from_bits_retain(has & !SETTABLE | recorded & SETTABLE);
+        fcntl(file, FcntlArg::F_SETFL(flags)).with_context(|| format!("fcntl F_SETFL {:#o}", flags.bits()))?;
+    }
+    Ok(())
+}
+
+/// A call that the owner of a table must make itself, once its numbers are final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnerCall {
+    /// epoll_ctl(2), EPOLL_CTL_ADD.
+    EpollAdd { epfd: i32, fd: i32, events: u32, data: u64 },
+}
+
+/// The calls for the table `table`, in order. The snapshot was checked.
+pub fn relink(snapshot: &Snapshot, table: usize) -> Result<Vec<OwnerCall>> {
+    let mut numbers = vec![Vec::new(); snapshot.descriptions.len()];
+    for entry in &snapshot.fd_tables[table].entries {
+        numbers[entry.description as usize].push(entry.fd);
+    }
+    let mut calls = Vec::new();
+    for (index, numbers) in numbers.iter().enumerate().filter(|(_, numbers)| !numbers.is_empty()) {
+        let kind = AnyKind::decode(&snapshot.descriptions[index]).with_context(|| name(snapshot, index))?;
+        calls.extend(kind.relink(numbers));
+    }
+    Ok(calls)
+}
+
+/// Does what must come last, just before the program goes on: timers get the time they had left, memfds their seals.
+/// `files` is what [`reopen`] returned, `shared` the objects.
+pub fn finish(snapshot: &Snapshot, files: &[OwnedFd], shared: &[OwnedFd]) -> Result<()> {
+    for (file, object) in shared.iter().zip(&snapshot.shared_objects) {
+        shared::seal(file, object)?;
+    }
+    for (index, (file, description)) in files.iter().zip(&snapshot.descriptions).enumerate() {
+        let kind = AnyKind::decode(description)?;
+        kind.finish(file.as_fd(), description, &snapshot.clocks)
+            .with_context(|| name(snapshot, index))?;
+    }
+    Ok(())
+}
+
+/// Carries what comes into thaw's stdin on to the program, whose own stdin first has bytes that waited at the freeze.
+#[derive(Debug)]
+pub struct Pump {
+    pub from: OwnedFd,
+    pub into: OwnedFd,
+}
+
+impl Pump {
+    /// Runs until the input ends or the program no longer reads.
+    pub fn run(self) -> io::Result<()> {
+        let (mut from, mut into) = (File::from(self.from), File::from(self.into));
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let len = match from.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(len) => len,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            match into.write_all(&buffer[..len]) {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                other => other?,
+            }
+        }
+    }
+}
+
+/// For each description a process and a number that refer to it.
+fn owners(snapshot: &Snapshot) -> Vec<(i32, i32)> {
+    let mut owners = vec![(0, -1); snapshot.descriptions.len()];
+    for process in snapshot.processes.iter().rev() {
+        let table = snapshot.fd_tables.get(process.fd_table as usize);
+        for entry in table.iter().flat_map(|table| table.entries.iter().rev()) {
+            if let Some(owner) = owners.get_mut(entry.description as usize) {
+                *owner = (process.pid, entry.fd);
+            }
+        }
+    }
+    owners
+}
+
+fn name(snapshot: &Snapshot, description: usize) -> String {
+    let (pid, fd) = owners(snapshot)[description];
+    format!("fd {fd} of pid {pid} ({})", snapshot.descriptions[description].label)
+}
+
+/// A description of its own on what `file` refers to: open(2) of /proc/self/fd/N.
+pub fn open_again(file: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
+    let flags = OFlag::from_bits_retain(flags) | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+    nix::fcntl::open(
+        super::probe::own_path(file).as_str(),
+        flags,
+        nix::sys::stat::Mode::empty(),
+    )
+    .with_context(|| format!("open /proc/self/fd/{} with flags {:#o}", file.as_raw_fd(), flags.bits()))
+}
