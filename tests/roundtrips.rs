@@ -1,8 +1,122 @@
 //! Every fixture goes on after a freeze and a thaw, after two of each, and after a freeze that leaves it running.
-#![deny(unsafe_code)]
 
 mod common;
 use common::roundtrip;
 
-roundtrip!(heap, "memory/heap.c");
-roundtrip!(nanosleep, "blocked/nanosleep.c");
+mod memory {
+    use super::*;
+
+    roundtrip!(advice, "memory/advice.c");
+    roundtrip!(anon, "memory/anon.c");
+    roundtrip!(code, "memory/code.c");
+    roundtrip!(dev_zero, "memory/dev_zero.c");
+    roundtrip!(heap, "memory/heap.c");
+    roundtrip!(huge, "memory/huge.c");
+    roundtrip!(many_mappings, "memory/many_mappings.c");
+    roundtrip!(memfd, "memory/memfd.c");
+    roundtrip!(memfd_without_descriptor, "memory/memfd_without_descriptor.c");
+    roundtrip!(private_file, "memory/private_file.c");
+    roundtrip!(protections, "memory/protections.c");
+    roundtrip!(relro, "memory/relro.c");
+    roundtrip!(remapped, "memory/remapped.c");
+    roundtrip!(same_maps, "memory/same_maps.c");
+    roundtrip!(shared_anon, "memory/shared_anon.c");
+    roundtrip!(shared_file, "memory/shared_file.c");
+    roundtrip!(sparse, "memory/sparse.c");
+    roundtrip!(stack, "memory/stack.c");
+    roundtrip!(static_executable, "memory/static.c");
+}
+
+mod threads {
+    use super::*;
+
+    roundtrip!(alternate_stack, "threads/alternate_stack.c");
+    roundtrip!(contended, "threads/contended.c");
+    roundtrip!(hundred, "threads/hundred.c");
+    roundtrip!(join, "threads/join.c");
+    roundtrip!(masks, "threads/masks.c");
+    roundtrip!(registers, "threads/registers.c");
+    roundtrip!(robust, "threads/robust.c");
+    roundtrip!(rseq, "threads/rseq.c");
+}
+
+mod blocked {
+    use super::*;
+
+    roundtrip!(clock_nanosleep_absolute, "blocked/clock_nanosleep_absolute.c");
+    roundtrip!(clock_nanosleep_relative, "blocked/clock_nanosleep_relative.c");
+    roundtrip!(epoll_timeout, "blocked/epoll_timeout.c");
+    roundtrip!(epoll_wait, "blocked/epoll_wait.c");
+    roundtrip!(futex, "blocked/futex.c");
+    roundtrip!(futex_timeout, "blocked/futex_timeout.c");
+    roundtrip!(handler_restarts, "blocked/handler_restarts.c");
+    roundtrip!(nanosleep, "blocked/nanosleep.c");
+    roundtrip!(pause, "blocked/pause.c");
+    roundtrip!(poll_event, "blocked/poll_event.c");
+    roundtrip!(poll_timeout, "blocked/poll_timeout.c");
+    roundtrip!(read_pipe, "blocked/read_pipe.c");
+    roundtrip!(select_timeout, "blocked/select_timeout.c");
+    roundtrip!(sigsuspend, "blocked/sigsuspend.c");
+    roundtrip!(sigtimedwait, "blocked/sigtimedwait.c");
+    roundtrip!(write_pipe, "blocked/write_pipe.c");
+}
+
+mod signals {
+    use super::*;
+
+    roundtrip!(actions, "signals/actions.c");
+    roundtrip!(ignored, "signals/ignored.c");
+    roundtrip!(in_handler, "signals/in_handler.c");
+    roundtrip!(pending, "signals/pending.c");
+}
+
+mod timers {
+    use super::*;
+
+    roundtrip!(interval, "timers/interval.c");
+    roundtrip!(pending, "timers/pending.c");
+    roundtrip!(periodic, "timers/periodic.c");
+    roundtrip!(posix, "timers/posix.c");
+}
+
+mod identity {
+    use super::*;
+
+    roundtrip!(directory, "identity/directory.c");
+    roundtrip!(ids, "identity/ids.c");
+    roundtrip!(limits, "identity/limits.c");
+    roundtrip!(proc_names, "identity/proc_names.c");
+    roundtrip!(securebits, "identity/securebits.c");
+    roundtrip!(settings, "identity/settings.c");
+    roundtrip!(status, "identity/status.c");
+}
+
+mod clock {
+    use super::*;
+
+    roundtrip!(go, "clock/clock.go");
+    roundtrip!(monotonic, "clock/monotonic.c");
+}
+
+/// Every fixture has its line above.
+#[test]
+fn no_fixture_is_forgotten() {
+    let here = include_str!("roundtrips.rs");
+    let real = include_str!("real_programs.rs");
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    for family in fixtures
+        .read_dir()
+        .expect("fixtures/ is there")
+        .flatten()
+        .filter(|entry| entry.path().is_dir())
+    {
+        for file in family.path().read_dir().expect("a family is a directory").flatten() {
+            let source = format!("\"{}/{}\"", family.file_name().display(), file.file_name().display());
+            let binary = source.contains(".img");
+            assert!(
+                binary || here.contains(&source) || real.contains(&source),
+                "{source} is not tested"
+            );
+        }
+    }
+}

@@ -1,30 +1,58 @@
 //! Building fixtures: each once, until its source changes, also when many tests ask at the same time.
 
-use std::fs;
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 
-/// The executable of `fixtures/SOURCE`, which is a C program or a Rust program of one file.
-pub fn fixture(source: &str) -> PathBuf {
+/// How to start `fixtures/SOURCE`, which is one file of C, Rust, Go or Java, or a script.
+pub fn fixture(source: &str) -> Command {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     let path = fixtures.join(source);
+    let (_, language) = source.rsplit_once('.').expect("a fixture's name tells its language");
+    let mut compiler = match language {
+        "c" => compiler("gcc", &["-O1", "-g", "-Wall", "-Wextra", "-pthread"]),
+        "rs" => compiler("rustc", &["--edition=2024", "-O", "-g"]),
+        "go" => compiler("go", &["build"]),
+        "java" => return java(source, &path),
+        "py" => return script("/usr/bin/python3", &path), // Debian's, whatever else PATH offers
+        "pl" => return script("perl", &path),
+        "js" => return script("node", &path),
+        _ => panic!("{source}: no idea how to start that"),
+    };
     let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
-    let mut command = if source.ends_with(".rs") {
-        Command::new("rustc")
-    } else {
-        Command::new("gcc")
-    };
-    match source.ends_with(".rs") {
-        true => command.args(["--edition=2024", "-O", "-g"]),
-        false => command
-            .args(["-O1", "-g", "-Wall", "-Wextra", "-pthread", "-I"])
-            .arg(&fixtures),
-    };
-    command.args(flags(&text)).arg(&path);
-    once(source, &[&path, &fixtures.join("fixture.h")], |unfinished| {
-        run(command.arg("-o").arg(unfinished));
-    })
+    Command::new(once(source, &[&path, &fixtures.join("fixture.h")], |unfinished| {
+        compiler.arg("-o").arg(unfinished);
+        if language == "c" {
+            compiler.arg("-I").arg(&fixtures);
+        }
+        run(compiler.arg(&path).args(flags(&text))); // libraries come after what needs them
+    }))
+}
+
+fn compiler(name: &str, options: &[&str]) -> Command {
+    let mut command = Command::new(name);
+    command.args(options);
+    command
+}
+
+fn script(interpreter: &str, path: &Path) -> Command {
+    let mut command = Command::new(interpreter);
+    command.arg(path);
+    command
+}
+
+fn java(source: &str, path: &Path) -> Command {
+    let classes = once(source, &[path], |unfinished| {
+        run(Command::new("javac").arg("-d").arg(unfinished).arg(path))
+    });
+    let mut command = Command::new("java");
+    command
+        .arg("-cp")
+        .arg(classes)
+        .arg(path.file_stem().expect("a Java file is named as its class"));
+    command
 }
 
 /// The options that a first line like `/* flags: -static` names.
@@ -48,9 +76,19 @@ pub fn once(name: &str, sources: &[&Path], make: impl FnOnce(&Path)) -> PathBuf 
         fs::create_dir_all(&dir).expect("a directory for fixtures");
         let unfinished = made.with_extension(format!("{}-{:?}", std::process::id(), std::thread::current().id()));
         make(&unfinished);
-        fs::rename(&unfinished, &made).expect("the fixture was made");
+        // Of several tests that make it at once the last file wins; a directory that is there stays.
+        if let Err(e) = fs::rename(&unfinished, &made) {
+            fs::remove_dir_all(&unfinished).unwrap_or_else(|_| panic!("rename {}: {e}", unfinished.display()));
+        }
     }
     made
+}
+
+/// Keeps other tests that ask for the same name waiting while the result lives.
+pub fn alone(name: &str) -> Flock<File> {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.lock"));
+    let file = File::create(&path).unwrap_or_else(|e| panic!("create {}: {e}", path.display()));
+    Flock::lock(file, FlockArg::LockExclusive).unwrap_or_else(|(_, e)| panic!("lock {}: {e}", path.display()))
 }
 
 pub fn run(command: &mut Command) {
