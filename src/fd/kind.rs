@@ -40,8 +40,6 @@ pub trait Kind: Sized + Serialize + DeserializeOwned {
 pub struct Probe<'a> {
     pub seen: &'a Seen,
     pub file: OwnedFd,
-    /// All descriptors of the description, ascending.
-    pub numbers: &'a [i32],
 }
 
 /// Why a description cannot be described.
@@ -127,6 +125,12 @@ kinds! {
     3 => directory::Directory,
     4 => device::Device,
     5 => pipe::Pipe,
+    6 => eventfd::EventFd,
+    7 => timerfd::TimerFd,
+    8 => signalfd::SignalFd,
+    9 => epoll::Epoll,
+    10 => memfd::Memfd,
+    11 => path_only::PathOnly,
 }
 
 fn decode_payload<T: DeserializeOwned>(payload: &[u8]) -> Result<T> {

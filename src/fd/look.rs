@@ -36,6 +36,17 @@ pub struct Look<'a> {
     pub warnings: Vec<String>,
 }
 
+impl Look<'_> {
+    pub fn warn(&mut self, seen: &Seen, what: &str) {
+        self.warnings.push(format!(
+            "pid {}: fd {} ({}) {what}",
+            self.pid,
+            seen.fd,
+            seen.link_text()
+        ));
+    }
+}
+
 /// Looks at all descriptors of `pid`, which is stopped; `proc` is /proc/PID as a directory. Nothing of the process changes.
 pub fn look(pid: Pid, proc: BorrowedFd<'_>, shared: &mut SharedObjects) -> Result<Looked> {
     let pidfd = fds::pidfd_open(pid).with_context(|| format!("pidfd_open of pid {pid}"))?;
@@ -79,7 +90,6 @@ fn record(looked: &mut Looked, look: &mut Look<'_>, numbers: &[i32]) -> Result<(
     let probe = Probe {
         seen,
         file: look.source.duplicate(seen.fd)?,
-        numbers,
     };
     match describe(&probe, look) {
         Ok((kind, payload)) => {

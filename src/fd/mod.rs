@@ -7,10 +7,14 @@
 
 mod device;
 mod directory;
+mod epoll;
+mod eventfd;
 mod fdinfo;
 mod identity;
 mod kind;
 mod look;
+mod memfd;
+mod path_only;
 mod pipe;
 mod pipe_content;
 mod place;
@@ -18,8 +22,10 @@ mod probe;
 mod refuse;
 mod regular;
 mod shared;
+mod signalfd;
 mod stdio;
 mod thaw;
+mod timerfd;
 
 pub use kind::name as kind_name;
 pub use look::{Looked, look};

@@ -12,7 +12,7 @@ use super::kind::{Kind, Probe, Unfit};
 use super::look::Look;
 use super::pipe_content::Content;
 use super::probe::Seen;
-use super::thaw::{Check, ReopenContext, open_again};
+use super::thaw::{Check, ReopenContext, SETTABLE, open_again};
 use crate::image::state::Description;
 
 /// One description of a pipe's end.
@@ -78,11 +78,11 @@ impl MadePipe {
         })
     }
 
-    /// A description of the end that the flags tell. pipe2(2) makes one of each without O_LARGEFILE; a description that has
-    /// this flag was opened, as /proc/self/fd/N.
+    /// A description of the end that the flags tell. pipe2(2) makes one of each; a description with a flag that neither
+    /// pipe2(2) nor fcntl(2) gives was opened, as /proc/self/fd/N: open(2) adds O_LARGEFILE by itself.
     pub fn description(&mut self, status_flags: u32) -> Result<OwnedFd> {
         let flags = status_flags.cast_signed();
-        let opened = flags & libc::O_LARGEFILE != 0;
+        let opened = flags & !(libc::O_ACCMODE | SETTABLE) != 0;
         let made = match flags & libc::O_ACCMODE {
             libc::O_RDONLY if !opened => self.read_end.take(),
             libc::O_WRONLY if !opened => self.write_end.take(),

@@ -32,6 +32,12 @@ impl Place {
     /// The file that the probe's descriptor refers to, provided that its name still leads to it.
     pub fn describe(probe: &Probe<'_>) -> Result<Self, Unfit> {
         let (link, stat) = (&probe.seen.link, &probe.seen.stat);
+        if !link.starts_with(b"/") {
+            return Err(Unfit::refused(
+                "has no path, so it could not be found again",
+                "have the program close it first",
+            ));
+        }
         let named = fstatat(
             nix::fcntl::AT_FDCWD,
             OsStr::from_bytes(link),
@@ -101,10 +107,7 @@ impl Place {
     pub fn reopen(&self, status_flags: u32) -> Result<OwnedFd> {
         const AT_OPEN: i32 =
             libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC | libc::O_LARGEFILE | libc::O_DIRECTORY | libc::O_APPEND;
-        let found = self.find()?;
-        if let Some(difference) = self.difference(&fstat(&found).context("fstat")?) {
-            bail!(difference);
-        }
+        let found = self.find_same()?;
         // Nothing here may wait, not even for the holder of a lease.
         open_again(
             found.as_fd(),
@@ -117,6 +120,15 @@ impl Place {
     pub fn find(&self) -> Result<OwnedFd> {
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         open(OsStr::from_bytes(&self.path), flags, Mode::empty()).with_context(|| format!("open {}", self.name()))
+    }
+
+    /// The file by its name, provided that it is of the recorded type.
+    pub fn find_same(&self) -> Result<OwnedFd> {
+        let found = self.find()?;
+        match self.difference(&fstat(&found).context("fstat")?) {
+            Some(difference) => bail!("{} {difference}", self.name()),
+            None => Ok(found),
+        }
     }
 
     fn difference(&self, stat: &FileStat) -> Option<String> {

@@ -83,7 +83,6 @@ pub struct ReopenContext {
     /// To be run while the program runs.
     pub pumps: Vec<Pump>,
     pub(super) pipes: Made<super::pipe::MadePipe>,
-    pub(super) first_of_shared: Made<()>,
 }
 
 impl ReopenContext {
@@ -93,7 +92,6 @@ impl ReopenContext {
             stdio,
             pumps: Vec::new(),
             pipes: Made::new(),
-            first_of_shared: Made::new(),
         }
     }
 }
@@ -124,8 +122,9 @@ fn reopen_one(description: &Description, context: &mut ReopenContext) -> Result<
 }
 
 /// Status flags that can be changed (fcntl(2), F_SETFL); O_ASYNC is never carried.
+pub const SETTABLE: i32 = libc::O_APPEND | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK;
+
 fn set_status_flags(file: BorrowedFd<'_>, recorded: u32) -> Result<()> {
-    const SETTABLE: i32 = libc::O_APPEND | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK;
     let has = fcntl(file, FcntlArg::F_GETFL).context("fcntl F_GETFL")?;
     let recorded = recorded.cast_signed();
     if has & libc::O_PATH == 0 && has & SETTABLE != recorded & SETTABLE {
