@@ -11,6 +11,10 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("cryopod is built on Linux's ptrace and /proc");
 
+// The image's unit tests share their sample with tests/.
+#[cfg(test)]
+extern crate self as cryopod;
+
 pub mod arch;
 pub mod cli;
 pub mod fd;

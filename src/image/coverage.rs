@@ -45,7 +45,7 @@ impl Coverage {
         let end = offset
             .checked_add(len)
             .ok_or_else(|| format!("{} lies beyond all addresses", name(space, offset, len)))?;
-        if len == 0 || offset % self.page_size != 0 || len % self.page_size != 0 {
+        if len == 0 || !offset.is_multiple_of(self.page_size) || !len.is_multiple_of(self.page_size) {
             return Err(format!("{} is not made of whole pages", name(space, offset, len)));
         }
         if !self.contains(space, offset, end) {

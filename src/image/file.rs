@@ -10,7 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{File, Permissions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IoSlice, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -190,7 +190,7 @@ fn make_file(directory: &File, name: &OsStr) -> Result<(File, Option<OsString>),
             flags | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW,
             mode,
         ) {
-            Ok(file) => return Ok((File::from(OwnedFd::from(file)), Some(name))),
+            Ok(file) => return Ok((file.into(), Some(name))),
             Err(Errno::EEXIST) => continue,
             Err(error) => return Err(error),
         }

@@ -11,11 +11,20 @@ pub mod file;
 pub mod header;
 mod index;
 mod input;
+mod output;
 pub mod pages;
+mod place;
 pub mod read;
 mod record;
 pub mod state;
 mod validate;
+mod worker;
 pub mod write;
 
 pub use error::Error;
+
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+#[path = "../../tests/image_sample/mod.rs"]
+mod sample;

@@ -52,8 +52,13 @@ impl RecordHeader {
             body_hash: body.hash,
             checksum: 0,
         };
-        header.checksum = header.checksum_with(head, offset);
+        header.sign(head, offset);
         header
+    }
+
+    /// Sets the checksum for a place in the file.
+    pub fn sign(&mut self, head: &[u8], offset: u64) {
+        self.checksum = self.checksum_with(head, offset);
     }
 
     pub fn to_bytes(self) -> [u8; LEN] {

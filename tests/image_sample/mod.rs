@@ -237,12 +237,12 @@ impl PageSource for Pattern {
 /// The content of one page of [`Pattern`].
 pub fn fill(space: Space, page_number: u64, page: &mut [u8]) {
     page.fill(0);
-    if page_number % 3 == 0 {
+    if page_number.is_multiple_of(3) {
         return;
     }
     let mut state = page_number ^ if matches!(space, Space::Shared(_)) { 1 << 63 } else { 0 };
     page[..8].copy_from_slice(&state.to_le_bytes());
-    if page_number % 5 == 0 {
+    if page_number.is_multiple_of(5) {
         for word in page.chunks_exact_mut(8) {
             // splitmix64.
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -1,0 +1,266 @@
+//! The workers that write: each reads a frame of pages, leaves out the zeros, and compresses the rest.
+
+use super::pages::{Codec, Extent, FRAME_LEN, FrameHead, PageSource, Run, Space, Zeros};
+use super::record::Body;
+use super::write::{Compression, Options};
+use anyhow::{Context, Result};
+use crossbeam_channel::{Receiver, Sender};
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+
+/// The level of [`Compression::Auto`]: faster than most disks.
+const AUTO_LEVEL: i32 = 1;
+
+/// A frame on its way from a worker to the writer.
+pub struct Frame {
+    pub head: FrameHead,
+    pub body: Vec<u8>,
+    pub body_hash: u64,
+    /// Bytes of memory it stands for, zeros included.
+    pub memory: u64,
+}
+
+pub struct Worker<'a> {
+    pub cursor: &'a Mutex<Cursor<'a>>,
+    pub source: &'a dyn PageSource,
+    pub options: &'a Options<'a>,
+    pub frames: Sender<Result<Frame>>,
+    /// Buffers to use again.
+    pub spares: Receiver<Vec<u8>>,
+}
+
+impl Worker<'_> {
+    /// Makes frames until there are no more, or until one fails.
+    pub fn run(self) {
+        let mut compressor = match self.compressor() {
+            Ok(compressor) => compressor,
+            Err(error) => return drop(self.frames.send(Err(error))),
+        };
+        while !self.options.cancelled.load(Ordering::Relaxed) {
+            let pieces = self
+                .cursor
+                .lock()
+                .expect("no worker panics with the cursor in hand")
+                .next_frame();
+            if pieces.is_empty() {
+                return;
+            }
+            let frame = self.frame(&pieces, compressor.as_mut());
+            let failed = frame.is_err();
+            // The writer hangs up when it has failed.
+            if self.frames.send(frame).is_err() || failed {
+                return;
+            }
+        }
+    }
+
+    fn compressor(&self) -> Result<Option<zstd::bulk::Compressor<'static>>> {
+        let level = match self.options.compression {
+            Compression::None => return Ok(None),
+            Compression::Auto => AUTO_LEVEL,
+            Compression::Zstd(level) => level,
+        };
+        Ok(Some(zstd::bulk::Compressor::new(level).context("start a compressor")?))
+    }
+
+    fn frame(&self, pieces: &[Extent], compressor: Option<&mut zstd::bulk::Compressor<'static>>) -> Result<Frame> {
+        let mut raw = self.spare();
+        let runs = self.read(pieces, &mut raw)?;
+        let memory = pieces.iter().map(|piece| piece.len).sum();
+        let raw_len = raw.len() as u32;
+        let (codec, body) = match compressor {
+            Some(compressor) => self.compress(raw, compressor)?,
+            None => (Codec::Raw, raw),
+        };
+        let body_hash = Body::new(&body).hash;
+        Ok(Frame {
+            head: FrameHead { codec, raw_len, runs },
+            body,
+            body_hash,
+            memory,
+        })
+    }
+
+    fn spare(&self) -> Vec<u8> {
+        let mut buffer = self.spares.try_recv().unwrap_or_else(|_| Vec::with_capacity(FRAME_LEN));
+        buffer.clear();
+        buffer
+    }
+
+    /// Reads the pieces, closed up over the pages of zeros.
+    fn read(&self, pieces: &[Extent], raw: &mut Vec<u8>) -> Result<Vec<Run>> {
+        let page_size = self.options.page_size as usize;
+        let mut runs = Vec::new();
+        for piece in pieces {
+            let from = raw.len();
+            raw.resize(from + piece.len as usize, 0);
+            self.source
+                .read(piece.space, piece.offset, &mut raw[from..])
+                .with_context(|| {
+                    format!(
+                        "read {} bytes of memory at {:#x} of {:?}",
+                        piece.len, piece.offset, piece.space
+                    )
+                })?;
+            let kept = thin_out(piece, &mut raw[from..], page_size, &mut runs);
+            raw.truncate(from + kept);
+        }
+        Ok(runs)
+    }
+
+    /// Compresses what becomes smaller by it.
+    fn compress(&self, raw: Vec<u8>, compressor: &mut zstd::bulk::Compressor<'static>) -> Result<(Codec, Vec<u8>)> {
+        let mut body = self.spare();
+        body.reserve(zstd::zstd_safe::compress_bound(raw.len()));
+        compressor
+            .compress_to_buffer(&raw, &mut body)
+            .context("compress memory")?;
+        Ok(match body.len() < raw.len() {
+            true => (Codec::Zstd, body),
+            false => (Codec::Raw, raw),
+        })
+    }
+}
+
+/// Moves the pages of a piece that are not zeros to its beginning, lists them, and says how many bytes they are.
+fn thin_out(piece: &Extent, memory: &mut [u8], page_size: usize, runs: &mut Vec<Run>) -> usize {
+    let mut kept = 0;
+    for at in (0..memory.len()).step_by(page_size) {
+        let zero = is_zero(&memory[at..at + page_size]);
+        if zero && piece.zeros == Zeros::LeaveOut {
+            continue;
+        }
+        push_page(runs, piece.space, piece.offset + at as u64, page_size as u64, zero);
+        if !zero {
+            if kept != at {
+                memory.copy_within(at..at + page_size, kept);
+            }
+            kept += page_size;
+        }
+    }
+    kept
+}
+
+fn push_page(runs: &mut Vec<Run>, space: Space, offset: u64, len: u64, zero: bool) {
+    match runs.last_mut() {
+        Some(run) if run.space == space && run.zero == zero && run.offset + run.len == offset => run.len += len,
+        _ => runs.push(Run {
+            space,
+            offset,
+            len,
+            zero,
+        }),
+    }
+}
+
+fn is_zero(page: &[u8]) -> bool {
+    static ZEROS: [u8; 65536] = [0; 65536];
+    // memcmp(3) beats any loop.
+    page == &ZEROS[..page.len()]
+}
+
+/// Hands out the extents in frames.
+pub struct Cursor<'a> {
+    extents: &'a [Extent],
+    /// Bytes of the first extent that were handed out.
+    taken: u64,
+}
+
+impl<'a> Cursor<'a> {
+    pub fn new(extents: &'a [Extent]) -> Self {
+        Cursor { extents, taken: 0 }
+    }
+
+    /// Pieces of [`FRAME_LEN`] bytes together, fewer only at the end; none when all is handed out.
+    pub fn next_frame(&mut self) -> Vec<Extent> {
+        let mut pieces = Vec::new();
+        let mut room = FRAME_LEN as u64;
+        while let Some(extent) = self.extents.first()
+            && room > 0
+        {
+            let len = room.min(extent.len - self.taken);
+            pieces.push(Extent {
+                offset: extent.offset + self.taken,
+                len,
+                ..*extent
+            });
+            room -= len;
+            self.taken += len;
+            if self.taken == extent.len {
+                self.extents = &self.extents[1..];
+                self.taken = 0;
+            }
+        }
+        pieces
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: usize = 4096;
+
+    fn piece(zeros: Zeros, pages: u64) -> Extent {
+        Extent {
+            space: Space::Process(0),
+            offset: 0x10000,
+            len: pages * PAGE as u64,
+            zeros,
+        }
+    }
+
+    fn run(page: u64, pages: u64, zero: bool) -> Run {
+        Run {
+            space: Space::Process(0),
+            offset: 0x10000 + page * PAGE as u64,
+            len: pages * PAGE as u64,
+            zero,
+        }
+    }
+
+    /// Pages of one byte each.
+    fn memory(pages: &[u8]) -> Vec<u8> {
+        pages.iter().flat_map(|&byte| [byte; PAGE]).collect()
+    }
+
+    #[test]
+    fn zeros_of_anonymous_memory_are_left_out() {
+        let mut memory = memory(&[0, 1, 2, 0, 3]);
+        let mut runs = Vec::new();
+        assert_eq!(
+            thin_out(&piece(Zeros::LeaveOut, 5), &mut memory, PAGE, &mut runs),
+            3 * PAGE
+        );
+        assert_eq!(runs, [run(1, 2, false), run(4, 1, false)]);
+        assert_eq!((memory[0], memory[PAGE], memory[2 * PAGE]), (1, 2, 3));
+    }
+
+    #[test]
+    fn zeros_of_file_pages_are_listed() {
+        let mut memory = memory(&[0, 0, 2]);
+        let mut runs = Vec::new();
+        assert_eq!(thin_out(&piece(Zeros::Keep, 3), &mut memory, PAGE, &mut runs), PAGE);
+        assert_eq!(runs, [run(0, 2, true), run(2, 1, false)]);
+        assert_eq!(memory[0], 2);
+    }
+
+    #[test]
+    fn a_last_byte_makes_a_page() {
+        let mut page = vec![0; PAGE];
+        assert!(is_zero(&page));
+        page[PAGE - 1] = 1;
+        assert!(!is_zero(&page));
+    }
+
+    #[test]
+    fn small_extents_share_a_frame_and_large_ones_are_cut() {
+        let frame = FRAME_LEN as u64 / PAGE as u64;
+        let extents = [piece(Zeros::Keep, 3), piece(Zeros::LeaveOut, 2 * frame)];
+        let mut cursor = Cursor::new(&extents);
+        let pages: Vec<Vec<u64>> = std::iter::from_fn(|| Some(cursor.next_frame()).filter(|pieces| !pieces.is_empty()))
+            .map(|pieces| pieces.iter().map(|piece| piece.len / PAGE as u64).collect())
+            .collect();
+        assert_eq!(pages, [vec![3, frame - 3], vec![frame], vec![3]]);
+    }
+}
