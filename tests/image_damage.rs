@@ -81,11 +81,10 @@ fn each_byte_of_an_uncompressed_image_counts() {
     let (mut image, _) = image(2, 1, Compression::None, 1);
     read(&image).unwrap();
     for at in 0..image.len() {
-        for flip in [1 << (at % 8)] {
-            image[at] ^= flip;
-            assert!(read(&image).is_err(), "byte {at} does not matter");
-            image[at] ^= flip;
-        }
+        let flip = 1 << (at % 8);
+        image[at] ^= flip;
+        assert!(read(&image).is_err(), "byte {at} does not matter");
+        image[at] ^= flip;
     }
 }
 
