@@ -19,6 +19,7 @@ pub mod arch;
 pub mod cli;
 pub mod fd;
 pub mod image;
+pub mod probe;
 pub mod refusal;
 pub mod sys;
 pub mod tracer;

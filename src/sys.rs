@@ -4,6 +4,7 @@ use nix::errno::Errno;
 use std::os::fd::{AsFd, AsRawFd};
 
 pub mod fds;
+pub mod probe;
 
 /// Whether the kernel gave this process rights by its executable: set-user-ID, set-group-ID, file capabilities.
 pub fn at_secure() -> bool {

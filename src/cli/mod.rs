@@ -3,8 +3,10 @@
 //! Each subcommand is a file with `Args` (what it accepts) and `run` (what it does), which returns the exit code.
 #![deny(unsafe_code)]
 
+mod check;
 mod generate;
 pub mod progress;
+pub mod style;
 
 use crate::refusal::Refused;
 use clap::{Parser, Subcommand};
@@ -56,6 +58,7 @@ pub const LINK_NAMES: [&str; 3] = ["freeze", "thaw", "inspect"];
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Check(check::Args),
     Generate(generate::Args),
     Install(generate::InstallArgs),
 }
@@ -68,6 +71,7 @@ impl Cli {
 
     pub fn run(&self) -> anyhow::Result<ExitCode> {
         match &self.command {
+            Command::Check(args) => check::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Install(args) => generate::install(args, self.verbosity()),
         }
@@ -84,7 +88,7 @@ impl Cli {
 
     /// Whether `error` is only that nobody reads our output any more, as in `cryopod inspect app.img | head`.
     pub fn reader_left(&self, error: &anyhow::Error) -> bool {
-        let only_prints = false;
+        let only_prints = matches!(self.command, Command::Check(_));
         only_prints
             && error
                 .downcast_ref::<std::io::Error>()

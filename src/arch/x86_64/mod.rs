@@ -1,5 +1,6 @@
 //! x86_64 (the 64-bit ABI; a 32-bit task is recognised and refused).
 
+pub mod probe;
 mod regs;
 
 pub use regs::{Interrupted, Registers};
