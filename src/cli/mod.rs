@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 mod check;
+mod demo;
 mod generate;
 pub mod progress;
 pub mod style;
@@ -59,6 +60,10 @@ pub const LINK_NAMES: [&str; 3] = ["freeze", "thaw", "inspect"];
 #[derive(Subcommand, Debug)]
 enum Command {
     Check(check::Args),
+    Demo(demo::Args),
+    /// The program that the demo freezes
+    #[command(hide = true)]
+    DemoCounter,
     Generate(generate::Args),
     Install(generate::InstallArgs),
 }
@@ -72,6 +77,8 @@ impl Cli {
     pub fn run(&self) -> anyhow::Result<ExitCode> {
         match &self.command {
             Command::Check(args) => check::run(args),
+            Command::Demo(args) => demo::run(args),
+            Command::DemoCounter => demo::counter::run(),
             Command::Generate(args) => generate::run(args),
             Command::Install(args) => generate::install(args, self.verbosity()),
         }
