@@ -166,7 +166,11 @@ pub fn can_thaw() -> bool {
 
 /// Records that the running test is skipped; `tests/run` shows how many were and why.
 pub fn skipped(why: &str) {
-    let test = std::thread::current().name().unwrap_or("?").to_owned();
+    // nextest runs a test on a process's main thread, and tells the name.
+    let test = std::env::var("NEXTEST_TEST_NAME").ok();
+    let test = test
+        .or_else(|| std::thread::current().name().map(str::to_owned))
+        .unwrap_or_default();
     eprintln!("skipped: {why}");
     let Some(file) = std::env::var_os("CRYOPOD_SKIPPED") else {
         return;
