@@ -3,8 +3,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -13,6 +13,7 @@ use std::sync::Mutex;
 use cryopod::fd::{self, Looked, OwnerCall, ReopenContext, SharedObjects, Stdio};
 use cryopod::image::state::{Clocks, FdTable, Host, Snapshot};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::unistd::{Pid, pipe2};
 
 /// Numbers from this one on get FD_CLOEXEC in a [`Waiting`] child.
@@ -212,15 +213,14 @@ fn looking_moves_no_offset() {
 }
 
 #[test]
-fn a_replaced_or_deleted_name_is_refused() {
+fn a_file_that_only_has_another_name_is_refused() {
     let (_directory, path) = temporary(b"old");
     let file = File::open(&path).unwrap();
-    let waiting = Waiting::with(&[(&file, 5)]);
-    std::fs::write(path.with_extension("new"), "new").unwrap();
-    std::fs::rename(path.with_extension("new"), &path).unwrap();
-    let refusals = waiting.refusals();
+    std::fs::hard_link(&path, path.with_extension("link")).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let refusals = Waiting::with(&[(&file, 5)]).refusals();
     assert_eq!(refusals.len(), 1);
-    assert!(refusals[0].contains("fd 5 ("), "{refusals:?}");
+    assert!(refusals[0].contains("fd 5 (") && refusals[0].contains("was deleted or renamed"), "{refusals:?}");
 }
 
 #[test]
@@ -486,4 +486,188 @@ fn cloexec_belongs_to_the_number() {
         .map(|entry| (entry.fd, entry.cloexec, entry.description))
         .collect();
     assert_eq!(told, [(3, false, 0), (CLOEXEC, true, 0)]);
+}
+
+#[test]
+fn a_small_deleted_file_comes_back_with_its_content() {
+    let (_directory, path) = temporary(b"deleted");
+    let mut file = open_with(&path, 0);
+    file.seek(SeekFrom::Start(3)).unwrap();
+    let second = File::open(&path).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let before = file.metadata().unwrap();
+    let thawed = Waiting::with(&[(&file, 5), (&second, 6)]).thaw();
+    assert_eq!(read_all(thawed.file(5)), b"eted");
+    thawed.file(5).write_all(b" and more").unwrap();
+    assert_eq!(read_all(thawed.file(6)), b"deleted and more");
+    let after = thawed.file(6).metadata().unwrap();
+    assert_eq!(
+        (after.mode(), after.uid(), after.nlink()),
+        (before.mode(), before.uid(), 0)
+    );
+
+    file.set_len(5 << 20).unwrap();
+    let refusals = Waiting::with(&[(&file, 5)]).refusals();
+    assert!(
+        refusals[0].contains("is a deleted file of 5242880 bytes"),
+        "{refusals:?}"
+    );
+}
+
+#[test]
+fn a_fifo_of_its_own_comes_back_and_one_with_company_is_refused() {
+    let (directory, _) = temporary(b"");
+    let path = directory.path().join("fifo");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let reader = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(&path)
+        .unwrap();
+    let mut writer = OpenOptions::new().write(true).open(&path).unwrap();
+    writer.write_all(b"in a fifo").unwrap();
+    let waiting = Waiting::with(&[(&reader, 5), (&writer, 6)]);
+    let company = Waiting::with(&[(&writer, 3)]);
+    let refusals = waiting.refusals();
+    assert!(
+        refusals[0].contains(&format!("pid {} (", company.0.id())),
+        "{refusals:?}"
+    );
+    drop(company);
+    let (looked, shared) = waiting.look();
+    let flags = [flags_of(&reader), flags_of(&writer)];
+    drop((reader, writer, waiting));
+    let thawed = Thawed::from(looked, shared, Stdio::own().unwrap());
+    assert_eq!([thawed.flags(5), thawed.flags(6)], flags);
+    thawed.file(6).write_all(b"!").unwrap();
+    let mut bytes = [0; 20];
+    assert_eq!(thawed.file(5).read(&mut bytes).unwrap(), 10);
+    assert_eq!(&bytes[..10], b"in a fifo!");
+    assert_eq!(
+        thawed.file(5).read(&mut bytes).unwrap_err().kind(),
+        std::io::ErrorKind::WouldBlock,
+        "a writer is there"
+    );
+}
+
+#[test]
+fn a_server_that_waits_at_its_fifo_waits_again() {
+    let (directory, _) = temporary(b"");
+    let path = directory.path().join("fifo");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let reader = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(&path)
+        .unwrap();
+    let hung_up = |file: BorrowedFd<'_>| {
+        let mut polled = [PollFd::new(file, PollFlags::POLLIN)];
+        nix::poll::poll(&mut polled, PollTimeout::ZERO).unwrap();
+        polled[0].revents() == Some(PollFlags::POLLHUP)
+    };
+    for had_visitors in [false, true] {
+        assert_eq!(hung_up(reader.as_fd()), had_visitors);
+        let (looked, shared) = Waiting::with(&[(&reader, 5)]).look();
+        let thawed = Thawed::from(looked, shared, Stdio::own().unwrap());
+        assert_eq!(hung_up(thawed.fd(5).as_fd()), had_visitors);
+        drop(
+            OpenOptions::new()
+                .write(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(&path)
+                .unwrap(),
+        );
+    }
+}
+
+#[test]
+fn a_watched_stdin_that_cannot_be_polled_is_pumped() {
+    use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+    let epoll = Epoll::new(EpollCreateFlags::empty()).unwrap();
+    let (in_reader, _in_writer) = pipe2(OFlag::O_CLOEXEC).unwrap();
+    let (_out_reader, out_writer) = pipe2(OFlag::O_CLOEXEC).unwrap();
+    // The set remembers our numbers; in the child they are 0 and 1.
+    let waiting = Waiting::with(&[(&in_reader, 0), (&out_writer, 1), (&epoll.0, 5)]);
+    let (mut looked, shared) = waiting.look();
+    let watches = [0, 1].map(|fd| (fd, EpollFlags::EPOLLIN.bits().cast_unsigned(), 7u64));
+    looked.descriptions[2].payload = postcard::to_stdvec(&watches.to_vec()).unwrap();
+    let (_directory, path) = temporary(b"a file");
+    let output = File::create(path.with_extension("out")).unwrap();
+    let stdio = Stdio([
+        File::open(&path).unwrap().into(),
+        output.try_clone().unwrap().into(),
+        output.into(),
+    ]);
+    let mut thawed = Thawed::from(looked, shared, stdio);
+    for number in [0, 1] {
+        epoll.add(thawed.fd(number), EpollEvent::empty()).unwrap();
+    }
+    thawed.file(1).write_all(b"some output").unwrap();
+    let pumps: Vec<_> = thawed
+        .context
+        .pumps
+        .drain(..)
+        .map(|pump| std::thread::spawn(|| pump.run()))
+        .collect();
+    assert_eq!(read_all(thawed.file(0)), b"a file");
+    drop(thawed);
+    pumps.into_iter().for_each(|pump| pump.join().unwrap().unwrap());
+    assert_eq!(std::fs::read(path.with_extension("out")).unwrap(), b"some output");
+}
+
+#[test]
+fn terminals_become_thaws_own() {
+    let ours = nix::pty::openpty(None, None).unwrap();
+    let theirs = nix::pty::openpty(None, None).unwrap();
+    let again = open_with(
+        &nix::unistd::ttyname(&theirs.slave).unwrap(),
+        libc::O_NONBLOCK | libc::O_NOCTTY,
+    );
+    let waiting = Waiting::with(&[(&theirs.slave, 0), (&theirs.slave, 1), (&again, 2), (&theirs.slave, 7)]);
+    let (looked, shared) = waiting.look();
+    assert_eq!((looked.refusals.len(), looked.descriptions.len()), (0, 4));
+    let clone = || ours.slave.try_clone().unwrap();
+    let thawed = Thawed::from(
+        looked,
+        shared,
+        Stdio([File::open("/dev/null").unwrap().into(), clone(), clone()]),
+    );
+    assert!(
+        !nix::unistd::isatty(thawed.fd(0)).unwrap(),
+        "thaw's stdin is no terminal"
+    );
+    for number in [1, 2, 7] {
+        assert!(nix::unistd::isatty(thawed.fd(number)).unwrap());
+    }
+    assert_eq!(
+        flags_of(&ours.slave) & libc::O_NONBLOCK,
+        0,
+        "the shell's terminal is left alone"
+    );
+    assert_ne!(thawed.flags(2) & libc::O_NONBLOCK, 0);
+    let refusals = Waiting::with(&[(&theirs.master, 3)]).refusals();
+    assert!(refusals[0].contains("pseudo-terminal's master"), "{refusals:?}");
+}
+
+#[test]
+fn hostile_images_give_errors() {
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC).unwrap();
+    let (_directory, path) = temporary(b"data");
+    let file = File::open(&path).unwrap();
+    let (looked, _shared) = Waiting::with(&[(&reader, 3), (&writer, 4), (&file, 5)]).look();
+    let whole = snapshot(looked, vec![]);
+    for (index, description) in whole.descriptions.iter().enumerate() {
+        for byte in 0..description.payload.len() {
+            for value in [0, 0x7f, 0xff, description.payload[byte] ^ 1] {
+                let mut damaged = whole.clone();
+                damaged.descriptions[index].payload[byte] = value;
+                let mut context = ReopenContext::new(vec![], Stdio::own().unwrap());
+                let refusals = fd::check(&damaged, &context.stdio).refusals;
+                let _error_or_another_file = fd::reopen(&damaged, &mut context);
+                let unchanged = damaged == whole;
+                assert!(!unchanged || refusals.is_empty());
+            }
+        }
+    }
 }

@@ -131,6 +131,8 @@ kinds! {
     9 => epoll::Epoll,
     10 => memfd::Memfd,
     11 => path_only::PathOnly,
+    12 => fifo::Fifo,
+    13 => nameless::Nameless,
 }
 
 fn decode_payload<T: DeserializeOwned>(payload: &[u8]) -> Result<T> {
@@ -143,8 +145,8 @@ fn decode_payload<T: DeserializeOwned>(payload: &[u8]) -> Result<T> {
     Ok(value)
 }
 
-/// Things that several descriptions refer to, by the number that the image has for them.
-pub type Made<T> = HashMap<u64, T>;
+/// Things that several descriptions refer to, by their inode (device and number) at the freeze.
+pub type Made<T> = HashMap<(u64, u64), T>;
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use nix::unistd::Pid;
 
 use super::kind::{AnyKind, Probe, Unfit};
+use super::pipe::Ends;
 use super::probe::{Seen, Source};
 use super::{SharedObjects, identity, refuse, stdio};
 use crate::image::state::{Description, FdEntry, FdTable};
@@ -33,6 +34,7 @@ pub struct Look<'a> {
     pub stdio: stdio::Plan,
     /// Inodes whose content is in the payload of an earlier description.
     pub told: HashSet<(u64, u64)>,
+    pub ends: Ends,
     pub warnings: Vec<String>,
 }
 
@@ -56,7 +58,8 @@ pub fn look(pid: Pid, proc: BorrowedFd<'_>, shared: &mut SharedObjects) -> Resul
         seen.push(source.look_at(fd).with_context(|| format!("fd {fd} of pid {pid}"))?);
     }
     let groups = identity::descriptions(pid, &seen)?;
-    let stdio = stdio::Plan::new(&seen);
+    let ends = Ends::new(pid, &seen)?;
+    let stdio = stdio::Plan::new(&seen, &ends);
     let mut look = Look {
         pid,
         source: &source,
@@ -64,6 +67,7 @@ pub fn look(pid: Pid, proc: BorrowedFd<'_>, shared: &mut SharedObjects) -> Resul
         shared,
         stdio,
         told: HashSet::new(),
+        ends,
         warnings: Vec::new(),
     };
     let mut looked = Looked::default();
@@ -121,7 +125,7 @@ fn record(looked: &mut Looked, look: &mut Look<'_>, numbers: &[i32]) -> Result<(
 }
 
 fn describe(probe: &Probe<'_>, look: &mut Look<'_>) -> Result<(u16, Vec<u8>), Unfit> {
-    refuse::whatever_kind(probe.seen)?;
+    refuse::whatever_kind(probe.seen, look.shared)?;
     AnyKind::describe(probe, look).unwrap_or_else(|| Err(refuse::unclaimed(probe.seen)))
 }
 

@@ -1,13 +1,15 @@
 //! Pipes whose ends are all inside the process, with the bytes that wait in them (pipe(7)).
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::OFlag;
 use nix::poll::PollFlags;
-use nix::unistd::pipe2;
+use nix::unistd::{Pid, pipe2};
 use serde::{Deserialize, Serialize};
 
+use super::holders;
 use super::kind::{Kind, Probe, Unfit};
 use super::look::Look;
 use super::pipe_content::Content;
@@ -19,7 +21,7 @@ use crate::image::state::Description;
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pipe {
     /// The inode at the freeze: equal in all descriptions of one pipe.
-    pub inode: u64,
+    pub inode: (u64, u64),
     /// In the pipe's first description.
     pub content: Option<Content>,
 }
@@ -34,13 +36,14 @@ pub struct MadePipe {
 }
 
 impl Kind for Pipe {
-    fn claims(seen: &Seen, _look: &Look<'_>) -> bool {
-        is_pipe(seen) && !seen.only_path() && !leads_outside(seen, _look.seen)
+    fn claims(seen: &Seen, look: &Look<'_>) -> bool {
+        is_pipe(seen) && !seen.only_path() && !look.ends.lead_outside(seen)
     }
 
     fn describe(probe: &Probe<'_>, look: &mut Look<'_>) -> Result<Self, Unfit> {
-        let inode = probe.seen.stat.st_ino;
-        let content = if look.told.insert(probe.seen.inode()) {
+        let inode = probe.seen.inode();
+        look.ends.refuse_shared(probe.seen)?;
+        let content = if look.told.insert(inode) {
             Some(content(probe, look)?)
         } else {
             None
@@ -78,6 +81,15 @@ impl MadePipe {
         })
     }
 
+    /// For a FIFO, whose ends are all opened.
+    pub fn kept_by(keeper: OwnedFd) -> Self {
+        MadePipe {
+            read_end: None,
+            write_end: None,
+            keeper,
+        }
+    }
+
     /// A description of the end that the flags tell. pipe2(2) makes one of each; a description with a flag that neither
     /// pipe2(2) nor fcntl(2) gives was opened, as /proc/self/fd/N: open(2) adds O_LARGEFILE by itself.
     pub fn description(&mut self, status_flags: u32) -> Result<OwnedFd> {
@@ -101,30 +113,79 @@ pub fn is_pipe(seen: &Seen) -> bool {
     seen.file_type() == libc::S_IFIFO && seen.link.starts_with(b"pipe:[")
 }
 
-/// Whether one end is not among `all` and still open somewhere: in another process.
-pub fn leads_outside(seen: &Seen, all: &[Seen]) -> bool {
-    if !is_pipe(seen) || seen.only_path() {
-        return false;
+/// Which ends of its pipes and FIFOs a process has, and what has to do with others.
+#[derive(Debug, Default)]
+pub struct Ends {
+    /// By inode.
+    ends: HashMap<(u64, u64), End>,
+}
+
+#[derive(Debug, Default)]
+struct End {
+    readable: bool,
+    writable: bool,
+    /// Another process that has it open, too.
+    holder: Option<String>,
+}
+
+impl Ends {
+    pub fn new(pid: Pid, all: &[Seen]) -> Result<Self> {
+        let mut ends: HashMap<_, End> = HashMap::new();
+        let fifos = || {
+            all.iter()
+                .filter(|seen| seen.file_type() == libc::S_IFIFO && !seen.only_path())
+        };
+        for seen in fifos() {
+            let end = ends.entry(seen.inode()).or_default();
+            end.readable |= seen.readable();
+            end.writable |= seen.writable();
+        }
+        // To a pipe whose other end is gone nobody can add anything, whoever else has an end like ours.
+        let asked = fifos().filter(|seen| {
+            let end = &ends[&seen.inode()];
+            !is_pipe(seen) || (end.readable && end.writable)
+        });
+        for (inode, holder) in holders::others(pid, &asked.collect::<Vec<_>>())? {
+            ends.entry(inode).or_default().holder = Some(holder);
+        }
+        Ok(Ends { ends })
     }
-    let ends = all
-        .iter()
-        .filter(|other| other.inode() == seen.inode() && !other.only_path());
-    let (mut readable, mut writable) = (false, false);
-    for end in ends {
-        readable |= end.readable();
-        writable |= end.writable();
+
+    /// Whether a pipe's other end is not the process's and still open somewhere: in another process.
+    pub fn lead_outside(&self, seen: &Seen) -> bool {
+        let Some(end) = self
+            .ends
+            .get(&seen.inode())
+            .filter(|_| is_pipe(seen) && !seen.only_path())
+        else {
+            return false;
+        };
+        // pipe_poll(), fs/pipe.c: POLLHUP at a read end without writers, POLLERR at a write end without readers.
+        let other_end_gone = if end.readable {
+            PollFlags::POLLHUP
+        } else {
+            PollFlags::POLLERR
+        };
+        end.readable != end.writable && !seen.ready.contains(other_end_gone)
     }
-    // pipe_poll(), fs/pipe.c: POLLHUP at a read end without writers, POLLERR at a write end without readers.
-    let other_end_gone = if readable {
-        PollFlags::POLLHUP
-    } else {
-        PollFlags::POLLERR
-    };
-    readable != writable && !seen.ready.contains(other_end_gone)
+
+    pub fn has_writer(&self, seen: &Seen) -> bool {
+        self.ends.get(&seen.inode()).is_some_and(|end| end.writable)
+    }
+
+    pub fn refuse_shared(&self, seen: &Seen) -> Result<(), Unfit> {
+        match self.ends.get(&seen.inode()).and_then(|end| end.holder.as_ref()) {
+            None => Ok(()),
+            Some(holder) => Err(Unfit::refused(
+                format!("is used by several processes: pid {holder} has it open, too"),
+                "end that process first, or have it close its descriptor",
+            )),
+        }
+    }
 }
 
 /// Read through whichever description can be read. In a pipe without readers nobody can ever read what waits.
-fn content(probe: &Probe<'_>, look: &Look<'_>) -> Result<Content> {
+pub fn content(probe: &Probe<'_>, look: &Look<'_>) -> Result<Content> {
     let reader = look
         .seen
         .iter()

@@ -1,10 +1,11 @@
 //! Why a descriptor is not carried, in words that name it and say what to do.
 
+use super::SharedObjects;
 use super::kind::Unfit;
 use super::probe::Seen;
 
 /// State that no kind carries: locks and signals of O_ASYNC.
-pub fn whatever_kind(seen: &Seen) -> Result<(), Unfit> {
+pub fn whatever_kind(seen: &Seen, shared: &SharedObjects) -> Result<(), Unfit> {
     if let Some(lock) = seen.info.values("lock").next() {
         // "1: POSIX  ADVISORY  WRITE 4127 fe:00:1443 0 EOF": lock_get_status(), fs/locks.c.
         let kind = lock.split_whitespace().nth(1).unwrap_or("file");
@@ -17,6 +18,19 @@ pub fn whatever_kind(seen: &Seen) -> Result<(), Unfit> {
         return Err(Unfit::refused(
             "sends signals when it is ready (F_SETOWN, F_SETSIG or O_ASYNC of fcntl(2)), which cryopod does not carry yet",
             "have the program take that back first",
+        ));
+    }
+    // "/memfd:name (deleted)" of MFD_HUGETLB, and "/secretmem (deleted)" of memfd_secret(2).
+    let huge = seen.link.starts_with(b"/memfd:") && !shared.lives_on(seen.stat.st_dev);
+    if huge || seen.link.starts_with(b"/secretmem ") {
+        let what = if huge {
+            "is a memfd of huge pages"
+        } else {
+            "is secret memory of memfd_secret(2)"
+        };
+        return Err(Unfit::refused(
+            format!("{what}, which cryopod does not carry"),
+            "have the program close it first",
         ));
     }
     Ok(())

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::kind::{Kind, Probe, Unfit};
 use super::look::Look;
+use super::nameless::is_nameless;
 use super::place::Place;
 use super::probe::{Seen, mtime_ns};
 use super::thaw::{Check, ReopenContext};
@@ -22,7 +23,8 @@ pub struct Regular {
 
 impl Kind for Regular {
     fn claims(seen: &Seen, look: &Look<'_>) -> bool {
-        seen.file_type() == libc::S_IFREG && !seen.only_path() && !look.shared.lives_on(seen.stat.st_dev)
+        let regular = seen.file_type() == libc::S_IFREG && !seen.only_path();
+        regular && !is_nameless(seen) && !look.shared.lives_on(seen.stat.st_dev)
     }
 
     fn describe(probe: &Probe<'_>, _look: &mut Look<'_>) -> Result<Self, Unfit> {

@@ -1,20 +1,18 @@
 //! Terminals, and pipes to other processes: at thaw they become thaw's own stdin, stdout and stderr.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
-use anyhow::{Context, Result, bail};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::stat::fstat;
-use nix::unistd::isatty;
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::kind::{Kind, Probe, Unfit};
 use super::look::Look;
-use super::pipe::{MadePipe, check_size, leads_outside, refuse_mixture};
+use super::pipe::{Ends, check_size, refuse_mixture};
 use super::pipe_content::Content;
-use super::probe::{Seen, file_type};
-use super::thaw::{Check, Pump, ReopenContext, open_again};
+use super::probe::Seen;
+use super::standard::{self, Pump};
+use super::thaw::{Check, ReopenContext};
 use crate::image::state::Description;
 
 /// A description that leads outside.
@@ -22,7 +20,7 @@ use crate::image::state::Description;
 pub struct Outside {
     pub becomes: Becomes,
     /// Of a pipe: its inode at the freeze, equal in all descriptions of one pipe.
-    pub pipe: Option<u64>,
+    pub pipe: Option<(u64, u64)>,
     /// In the first description of a pipe that the program reads, where bytes wait in it.
     pub unread: Option<Content>,
 }
@@ -37,7 +35,7 @@ pub enum Becomes {
 
 impl Kind for Outside {
     fn claims(seen: &Seen, look: &Look<'_>) -> bool {
-        is_outside(seen, look.seen)
+        is_outside(seen, &look.ends)
     }
 
     fn describe(probe: &Probe<'_>, look: &mut Look<'_>) -> Result<Self, Unfit> {
@@ -62,7 +60,7 @@ impl Kind for Outside {
         }
         Ok(Outside {
             becomes,
-            pipe: Some(seen.stat.st_ino),
+            pipe: Some(seen.inode()),
             unread,
         })
     }
@@ -71,36 +69,35 @@ impl Kind for Outside {
         if let Some(content) = &self.unread {
             check_size(content, description, check);
         }
-        if let Err(error) = source(self.becomes, description.status_flags, &check.stdio.0) {
-            check.refuse(
-                description,
-                format!("has nothing to become: {error:#}"),
-                "run thaw on a terminal",
-            );
+        if let Err(error) = check.stdio.source(self.becomes, description.status_flags) {
+            let reason = format!("has nothing to become: {error:#}");
+            check.refuse(description, reason, "run thaw on a terminal");
         }
     }
 
     fn reopen(&self, description: &Description, context: &mut ReopenContext) -> Result<OwnedFd> {
+        let flags = description.status_flags;
+        let source = context.stdio.source(self.becomes, flags)?;
         if let (Some(inode), Some(content)) = (self.pipe, &self.unread) {
-            let mut pipe = MadePipe::new(content)?;
-            let into = pipe.write_end.take().expect("a new pipe has both ends");
-            let from = source(self.becomes, description.status_flags, &context.stdio.0)?;
-            let from = from.try_clone_to_owned().context("duplicate stdin")?;
-            context.pumps.push(Pump { from, into });
+            let (pipe, pump) = Pump::into_program(source, content)?;
+            context.pumps.push(pump);
             context.pipes.insert(inode, pipe);
         }
         if let Some(pipe) = self.pipe.and_then(|inode| context.pipes.get_mut(&inode)) {
-            let end = pipe.description(description.status_flags)?;
+            return pipe.description(flags);
+        }
+        if context.watched && !standard::pollable(source)? {
+            let (end, pump) = Pump::beside(source, self.becomes)?;
+            context.pumps.push(pump);
             return Ok(end);
         }
-        let source = source(self.becomes, description.status_flags, &context.stdio.0)?;
-        adopt(source, self.becomes, description.status_flags)
+        standard::adopt(source, flags)
     }
 }
 
 /// A terminal's descriptor, or a pipe whose other end is in another process.
-pub fn is_outside(seen: &Seen, all: &[Seen]) -> bool {
-    (seen.terminal && !is_master(seen)) || leads_outside(seen, all)
+pub fn is_outside(seen: &Seen, ends: &Ends) -> bool {
+    (seen.terminal && !is_master(seen)) || ends.lead_outside(seen)
 }
 
 /// A pseudo-terminal's master also answers to isatty(3). Majors: Documentation/admin-guide/devices.txt.
@@ -120,8 +117,8 @@ pub struct Plan {
 
 impl Plan {
     /// Pipes on 0, 1 and 2 become these. Others get what is left, by their direction and in the order of their numbers.
-    pub fn new(all: &[Seen]) -> Self {
-        let outside: Vec<&Seen> = all.iter().filter(|seen| is_outside(seen, all)).collect();
+    pub fn new(all: &[Seen], ends: &Ends) -> Self {
+        let outside: Vec<&Seen> = all.iter().filter(|seen| is_outside(seen, ends)).collect();
         let taken = |plan: &Plan, number: u8| {
             plan.pipes.values().any(|&taken| taken == number) || outside.iter().any(|seen| seen.fd == i32::from(number))
         };
@@ -162,58 +159,4 @@ impl Plan {
             _ => self.pipes.get(&seen.inode()).map(|&number| Becomes::Number(number)),
         }
     }
-}
-
-/// Which of thaw's three it is.
-fn source(becomes: Becomes, status_flags: u32, stdio: &[OwnedFd; 3]) -> Result<BorrowedFd<'_>> {
-    match becomes {
-        Becomes::Number(number) => match stdio.get(usize::from(number)) {
-            Some(file) => Ok(file.as_fd()),
-            None => bail!("there is no standard descriptor {number}"),
-        },
-        Becomes::Terminal => {
-            let terminal = stdio.iter().find(|file| isatty(file).unwrap_or(false));
-            let fitting = || stdio.iter().find(|file| access_fits(file.as_fd(), status_flags));
-            let file = terminal
-                .or_else(fitting)
-                .context("none of stdin, stdout and stderr is a terminal")?;
-            Ok(file.as_fd())
-        }
-    }
-}
-
-/// Thaw's descriptor itself, sharing its description as a child of a shell would; a description of its own on the same
-/// terminal or pipe where that has not the access mode, or where only the program is to have it non-blocking.
-fn adopt(file: BorrowedFd<'_>, becomes: Becomes, status_flags: u32) -> Result<OwnedFd> {
-    let flags = status_flags.cast_signed();
-    let has = fcntl(file, FcntlArg::F_GETFL).context("fcntl F_GETFL")?;
-    let nonblocking = (flags & libc::O_NONBLOCK) & !has;
-    let unfit = becomes == Becomes::Terminal && !access_fits(file, status_flags);
-    if unfit || (nonblocking != 0 && openable(file)?) {
-        match open_again(file, flags & libc::O_ACCMODE | libc::O_NONBLOCK) {
-            Ok(file) => {
-                fcntl(
-                    &file,
-                    FcntlArg::F_SETFL(OFlag::from_bits_retain(flags & libc::O_NONBLOCK)),
-                )?;
-                return Ok(file);
-            }
-            Err(error) if unfit => return Err(error),
-            // Another user's terminal: then it stays as it is.
-            Err(_) => {}
-        }
-    }
-    file.try_clone_to_owned().context("duplicate a standard descriptor")
-}
-
-/// What a second description can be had of that differs in nothing but its flags; not a file, which has an offset.
-fn openable(file: BorrowedFd<'_>) -> Result<bool> {
-    let pipe = file_type(&fstat(file).context("fstat")?) == libc::S_IFIFO;
-    Ok(pipe || isatty(file).unwrap_or(false))
-}
-
-fn access_fits(file: BorrowedFd<'_>, status_flags: u32) -> bool {
-    let wanted = status_flags.cast_signed() & libc::O_ACCMODE;
-    fcntl(file, FcntlArg::F_GETFL)
-        .is_ok_and(|has| has & libc::O_ACCMODE == libc::O_RDWR || has & libc::O_ACCMODE == wanted)
 }

@@ -1,7 +1,6 @@
 //! Thaw side: descriptions are made in our own table, from where the owner inherits them.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, ensure};
@@ -9,23 +8,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::kind::{AnyKind, Made};
 use super::shared;
+use super::standard::{Pump, Stdio};
 use crate::image::state::{Description, Snapshot};
 use crate::refusal::Refusal;
-
-/// What becomes the program's stdin, stdout and stderr where these led outside.
-pub struct Stdio(pub [OwnedFd; 3]);
-
-impl Stdio {
-    /// Thaw's own.
-    pub fn own() -> Result<Self> {
-        let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().context("duplicate stdin, stdout and stderr");
-        Ok(Stdio([
-            duplicate(io::stdin().as_fd())?,
-            duplicate(io::stdout().as_fd())?,
-            duplicate(io::stderr().as_fd())?,
-        ]))
-    }
-}
 
 /// What stands against reopening, and what looks different from the freeze.
 pub struct Check<'a> {
@@ -82,7 +67,11 @@ pub struct ReopenContext {
     pub stdio: Stdio,
     /// To be run while the program runs.
     pub pumps: Vec<Pump>,
+    /// Whether an epoll set watches the description being made.
+    pub(super) watched: bool,
+    /// Pipes and FIFOs of which more descriptions are to come.
     pub(super) pipes: Made<super::pipe::MadePipe>,
+    pub(super) nameless: Made<OwnedFd>,
 }
 
 impl ReopenContext {
@@ -91,7 +80,9 @@ impl ReopenContext {
             shared,
             stdio,
             pumps: Vec::new(),
+            watched: false,
             pipes: Made::new(),
+            nameless: Made::new(),
         }
     }
 }
@@ -103,12 +94,15 @@ pub fn reopen(snapshot: &Snapshot, context: &mut ReopenContext) -> Result<Vec<Ow
         "every shared object must be there first"
     );
     let mut files = Vec::with_capacity(snapshot.descriptions.len());
+    let watched = watched(snapshot);
     for (index, description) in snapshot.descriptions.iter().enumerate() {
+        context.watched = watched.contains(&index);
         let file = reopen_one(description, context).with_context(|| name(snapshot, index))?;
         files.push(file);
     }
     // What is left of them are ends that nobody holds: with them open, the program would wait for a writer that never writes.
     context.pipes.clear();
+    context.nameless.clear();
     Ok(files)
 }
 
@@ -155,6 +149,27 @@ pub fn relink(snapshot: &Snapshot, table: usize) -> Result<Vec<OwnerCall>> {
     Ok(calls)
 }
 
+/// The descriptions that epoll sets watch.
+fn watched(snapshot: &Snapshot) -> HashSet<usize> {
+    let mut watched = HashSet::new();
+    for table in &snapshot.fd_tables {
+        for epoll in table
+            .entries
+            .iter()
+            .filter_map(|entry| snapshot.descriptions.get(entry.description as usize))
+        {
+            let Ok(AnyKind::Epoll(epoll)) = AnyKind::decode(epoll) else {
+                continue;
+            };
+            for watch in &epoll.watches {
+                let entry = table.entries.binary_search_by_key(&watch.fd, |entry| entry.fd);
+                watched.extend(entry.map(|index| table.entries[index].description as usize));
+            }
+        }
+    }
+    watched
+}
+
 /// Does what must come last, just before the program goes on: timers get the time they had left, memfds their seals.
 /// `files` is what [`reopen`] returned, `shared` the objects.
 pub fn finish(snapshot: &Snapshot, files: &[OwnedFd], shared: &[OwnedFd]) -> Result<()> {
@@ -167,33 +182,6 @@ pub fn finish(snapshot: &Snapshot, files: &[OwnedFd], shared: &[OwnedFd]) -> Res
             .with_context(|| name(snapshot, index))?;
     }
     Ok(())
-}
-
-/// Carries what comes into thaw's stdin on to the program, whose own stdin first has bytes that waited at the freeze.
-#[derive(Debug)]
-pub struct Pump {
-    pub from: OwnedFd,
-    pub into: OwnedFd,
-}
-
-impl Pump {
-    /// Runs until the input ends or the program no longer reads.
-    pub fn run(self) -> io::Result<()> {
-        let (mut from, mut into) = (File::from(self.from), File::from(self.into));
-        let mut buffer = vec![0; 64 << 10];
-        loop {
-            let len = match from.read(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(len) => len,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            match into.write_all(&buffer[..len]) {
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                other => other?,
-            }
-        }
-    }
 }
 
 /// For each description a process and a number that refer to it.
