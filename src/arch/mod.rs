@@ -5,6 +5,7 @@
 //! - `TASK_SIZE`, `NAME`, `ELF_MACHINE`.
 //! - `stub` (compiled into the resurrector, not into this crate): `_start`, the raw system call, the trap.
 
+pub mod registers;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]

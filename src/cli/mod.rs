@@ -6,8 +6,10 @@
 mod check;
 mod demo;
 mod generate;
+pub mod inspect;
 pub mod progress;
 pub mod style;
+pub mod verify;
 
 use crate::refusal::Refused;
 use clap::{Parser, Subcommand};

@@ -30,6 +30,9 @@ pub struct Totals {
     pub state_bytes: u64,
 }
 
+/// Takes the head of each frame of pages, and how many bytes its content takes in the file.
+pub type Visit<'a> = dyn FnMut(&FrameHead, u64) + 'a;
+
 /// An image whose header was checked.
 pub struct Reader<R> {
     input: Input<R>,
@@ -93,13 +96,13 @@ impl<R: Read> Reader<R> {
     }
 
     /// Lists the runs of pages without looking at their content, and reads what it must to get past it.
-    pub fn list(self, visit: &mut dyn FnMut(&FrameHead, u64)) -> Result<Totals, Error> {
+    pub fn list(self, visit: &mut Visit<'_>) -> Result<Totals, Error> {
         self.list_with(visit, |input, record| input.pass_body(record))
     }
 
     fn list_with(
         mut self,
-        visit: &mut dyn FnMut(&FrameHead, u64),
+        visit: &mut Visit<'_>,
         pass: impl Fn(&mut Input<R>, &Record) -> Result<(), Error>,
     ) -> Result<Totals, Error> {
         self.snapshot()?;
@@ -226,7 +229,7 @@ impl<R: Read> Reader<R> {
 
 impl<R: Read + Seek> Reader<R> {
     /// [`Reader::list`] by seeking past the content, which stays unread and unchecked.
-    pub fn list_seeking(self, visit: &mut dyn FnMut(&FrameHead, u64)) -> Result<Totals, Error> {
+    pub fn list_seeking(self, visit: &mut Visit<'_>) -> Result<Totals, Error> {
         self.list_with(visit, |input, record| input.seek_past_body(record))
     }
 }

@@ -26,12 +26,6 @@ mod index {
     pub const RSP: usize = 19;
 }
 
-/// Names in the order of struct user_regs_struct.
-pub const REGISTER_NAMES: [&str; COUNT] = [
-    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi", "orig_rax",
-    "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
-];
-
 /// How a task was caught in a system call (include/linux/errno.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interrupted {
