@@ -220,7 +220,10 @@ fn a_file_that_only_has_another_name_is_refused() {
     std::fs::remove_file(&path).unwrap();
     let refusals = Waiting::with(&[(&file, 5)]).refusals();
     assert_eq!(refusals.len(), 1);
-    assert!(refusals[0].contains("fd 5 (") && refusals[0].contains("was deleted or renamed"), "{refusals:?}");
+    assert!(
+        refusals[0].contains("fd 5 (") && refusals[0].contains("was deleted or renamed"),
+        "{refusals:?}"
+    );
 }
 
 #[test]

@@ -6,10 +6,10 @@
 mod check;
 mod demo;
 mod generate;
-pub mod inspect;
+mod inspect;
 pub mod progress;
 pub mod style;
-pub mod verify;
+mod verify;
 
 use crate::refusal::Refused;
 use clap::{Parser, Subcommand};
@@ -66,6 +66,8 @@ enum Command {
     /// The program that the demo freezes
     #[command(hide = true)]
     DemoCounter,
+    Inspect(inspect::Args),
+    Verify(verify::Args),
     Generate(generate::Args),
     Install(generate::InstallArgs),
 }
@@ -81,6 +83,8 @@ impl Cli {
             Command::Check(args) => check::run(args),
             Command::Demo(args) => demo::run(args),
             Command::DemoCounter => demo::counter::run(),
+            Command::Inspect(args) => inspect::run(args),
+            Command::Verify(args) => verify::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Install(args) => generate::install(args, self.verbosity()),
         }
@@ -97,7 +101,10 @@ impl Cli {
 
     /// Whether `error` is only that nobody reads our output any more, as in `cryopod inspect app.img | head`.
     pub fn reader_left(&self, error: &anyhow::Error) -> bool {
-        let only_prints = matches!(self.command, Command::Check(_));
+        let only_prints = matches!(
+            self.command,
+            Command::Check(_) | Command::Inspect(_) | Command::Verify(_)
+        );
         only_prints
             && error
                 .downcast_ref::<std::io::Error>()

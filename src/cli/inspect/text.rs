@@ -108,7 +108,7 @@ fn render_thread(thread: &ThreadReport) -> String {
     for registers in thread.registers.chunks(4) {
         let line: String = registers
             .iter()
-            .map(|register| format!("{:>8} {:<18}", register.name, hex(register.value)))
+            .map(|register| format!("  {:>8} {:<18}", register.name, hex(register.value)))
             .collect();
         let _ = writeln!(text, "  {}", line.trim_end());
     }
@@ -193,7 +193,7 @@ fn descriptors(descriptors: &[DescriptorReport]) -> Vec<Vec<String>> {
         ]
     };
     table(
-        &[">FD", ">DESCRIPTION", ">KIND", "KIND", "FLAGS", "WHAT"],
+        &[">FD", ">DESCRIPTION", ">NO", "KIND", "FLAGS", "WHAT"],
         descriptors.iter().map(row),
     )
 }
