@@ -3,6 +3,9 @@
 //! - `Registers`: the general registers (NT_PRSTATUS), with the system call convention.
 //! - `REGSETS`: the ELF notes of all other register sets to carry.
 //! - `TASK_SIZE`, `NAME`, `ELF_MACHINE`.
+//! - `Slot`, `SLOT_LEN`, `as_resumed`: the way home of a task whose registers are on loan.
+//! - `may_be_reissued`: which calls that gave EINTR without a handler may be issued again.
+//! - `signal_action`: struct kernel_sigaction.
 //! - `stub` (compiled into the resurrector, not into this crate): `_start`, the raw system call, the trap.
 
 pub mod registers;

@@ -1,10 +1,12 @@
 //! One task under ptrace, with its state as a type.
 
 use std::ffi::c_void;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
+use super::wait::wait_until;
 use super::{Error, Result, Stop, Waited, wait_for};
 use crate::arch::Registers;
 
@@ -47,7 +49,7 @@ impl Running {
         self.0
     }
 
-    /// PTRACE_INTERRUPT, without waiting: interrupt all, then wait for all (KERNEL: one by one is 100 times slower).
+    /// PTRACE_INTERRUPT, without waiting: interrupt all, then wait for all, since one by one is far slower.
     pub fn interrupt(&self) -> Result<()> {
         request(libc::PTRACE_INTERRUPT, "PTRACE_INTERRUPT", self.0, 0, 0).map(drop)
     }
@@ -61,6 +63,19 @@ impl Running {
                 attached: true,
             }),
             Waited::Exited(_) | Waited::Killed(_) => Err(Error::Gone(self.0)),
+        }
+    }
+
+    /// Waits for the next stop until `deadline`; the inner error is the task, still running.
+    pub fn wait_until(self, deadline: Instant) -> Result<std::result::Result<Stopped, Running>> {
+        match wait_until(self.0, deadline)? {
+            Some(Waited::Stopped(stop)) => Ok(Ok(Stopped {
+                tid: self.0,
+                stop,
+                attached: true,
+            })),
+            Some(Waited::Exited(_) | Waited::Killed(_)) => Err(Error::Gone(self.0)),
+            None => Ok(Err(self)),
         }
     }
 }
@@ -92,6 +107,12 @@ impl Stopped {
 
     pub fn interrupt(&self) -> Result<()> {
         request(libc::PTRACE_INTERRUPT, "PTRACE_INTERRUPT", self.tid, 0, 0).map(drop)
+    }
+
+    /// After [`resume`](Self::resume): the task runs, or is about to stop again.
+    pub fn into_running(mut self) -> Running {
+        self.attached = false;
+        Running(self.tid)
     }
 
     /// Waits for the next stop after [`resume`](Self::resume).

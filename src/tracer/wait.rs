@@ -1,5 +1,7 @@
 //! waitpid(2) for one named task, decoded.
 
+use std::time::{Duration, Instant};
+
 use nix::unistd::Pid;
 
 use super::{Error, Result};
@@ -42,6 +44,40 @@ pub fn wait_for(tid: Pid) -> Result<Waited> {
                 });
             }
         }
+    }
+}
+
+/// As [`wait_for`], but gives up at `deadline`. waitpid(2) knows no time limit, so this asks again and again, at first often.
+pub fn wait_until(tid: Pid, deadline: Instant) -> Result<Option<Waited>> {
+    let mut pause = Duration::ZERO;
+    loop {
+        if let Some(waited) = poll(tid)? {
+            return Ok(Some(waited));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        // A thread that is woken to stop does so within microseconds, on a CPU that may be ours.
+        if pause < YIELDING {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep(pause.min(Duration::from_millis(1)));
+        }
+        pause += Duration::from_micros(1);
+    }
+}
+
+const YIELDING: Duration = Duration::from_micros(50);
+
+fn poll(tid: Pid) -> Result<Option<Waited>> {
+    let mut status = 0;
+    // SAFETY: waitpid writes one int to `status`.
+    let waited = unsafe { libc::waitpid(tid.as_raw(), &raw mut status, libc::__WALL | libc::WNOHANG) };
+    match nix::errno::Errno::result(waited) {
+        Ok(0) => Ok(None),
+        Ok(_) => Ok(Some(decode(status))),
+        Err(nix::Error::ECHILD) => Err(Error::Gone(tid)),
+        Err(errno) => Err(Error::Call { tid, name: "waitpid", errno }),
     }
 }
 

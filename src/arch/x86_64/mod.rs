@@ -1,9 +1,15 @@
 //! x86_64 (the 64-bit ABI; a 32-bit task is recognised and refused).
 
 pub mod probe;
+mod calls;
 mod regs;
+mod signal;
+mod way_home;
 
+pub use calls::may_be_reissued;
 pub use regs::{Interrupted, Registers};
+pub use signal::{SIGACTION_LEN, signal_action};
+pub use way_home::{CALL_AT, RESULTS_AT, SLOT_LEN, Slot, as_resumed};
 
 pub const NAME: &str = "x86_64";
 /// e_machine of ELF files.

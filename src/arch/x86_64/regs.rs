@@ -12,10 +12,12 @@ const _: () = assert!(size_of::<Registers>() == size_of::<libc::user_regs_struct
 
 /// Indices into struct user_regs_struct (arch/x86/include/asm/user_64.h).
 mod index {
+    pub const R11: usize = 6;
     pub const R10: usize = 7;
     pub const R9: usize = 8;
     pub const R8: usize = 9;
     pub const RAX: usize = 10;
+    pub const RCX: usize = 11;
     pub const RDX: usize = 12;
     pub const RSI: usize = 13;
     pub const RDI: usize = 14;
@@ -96,6 +98,11 @@ impl Registers {
     /// Arguments of the system call the task is in.
     pub fn arguments(&self) -> [u64; 6] {
         [index::RDI, index::RSI, index::RDX, index::R10, index::R8, index::R9].map(|i| self.0[i])
+    }
+
+    /// rcx and r11, which the system call instruction overwrites.
+    pub fn syscall_scratch(&self) -> (u64, u64) {
+        (self.0[index::RCX], self.0[index::R11])
     }
 
     /// Loads the arguments of a system call.

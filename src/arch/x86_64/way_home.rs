@@ -1,0 +1,151 @@
+//! The way home: where a task goes by itself when whoever borrowed its registers died.
+//!
+//! A loaned system call runs at the start of a slot; the instructions after it load every register that the call changed, and
+//! jump to where the task was. They need no stack, no flags, no vector registers and no signal mask, so nothing of the task is lost.
+
+use super::regs::{Interrupted, Registers};
+
+/// Bytes of one slot.
+pub const SLOT_LEN: usize = 192;
+
+/// What one slot holds besides its code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    /// The task's registers once it is home.
+    pub home: Registers,
+    /// Counts up, so that the newest of several slots is known.
+    pub generation: u64,
+    /// The page for results that the loan maps, 0 for none.
+    pub results: u64,
+}
+
+/// The system call instruction of a slot is its first byte.
+pub const CALL_AT: u64 = 0;
+/// Where [`Slot::results`] is in a slot.
+pub const RESULTS_AT: usize = GENERATION_AT + 8;
+
+const VALUES_AT: usize = 80;
+const VALUES: usize = 10;
+const GENERATION_AT: usize = VALUES_AT + 8 * VALUES;
+const _: () = assert!(RESULTS_AT + 8 <= SLOT_LEN);
+
+/// `mov value(%rip), register` without its displacement, in the order of [`home_values`].
+const LOADS: [[u8; 3]; 9] = [
+    [0x48, 0x8b, 0x05], // rax
+    [0x48, 0x8b, 0x0d], // rcx, which the syscall instruction overwrites
+    [0x48, 0x8b, 0x15], // rdx
+    [0x48, 0x8b, 0x35], // rsi
+    [0x48, 0x8b, 0x3d], // rdi
+    [0x4c, 0x8b, 0x05], // r8
+    [0x4c, 0x8b, 0x0d], // r9
+    [0x4c, 0x8b, 0x15], // r10
+    [0x4c, 0x8b, 0x1d], // r11, likewise
+];
+
+const CODE: [u8; VALUES_AT] = code();
+
+/// `syscall; jmp 1f; 1: mov … (nine times); jmp *value(%rip)`.
+const fn code() -> [u8; VALUES_AT] {
+    let mut code = [0; VALUES_AT];
+    code[0] = 0x0f;
+    code[1] = 0x05;
+    code[2] = 0xeb;
+    code[3] = 0x00;
+    let mut at = 4;
+    let mut value = 0;
+    while value < LOADS.len() {
+        code[at] = LOADS[value][0];
+        code[at + 1] = LOADS[value][1];
+        code[at + 2] = LOADS[value][2];
+        code[at + 3] = (VALUES_AT + 8 * value - (at + 7)) as u8;
+        at += 7;
+        value += 1;
+    }
+    code[at] = 0xff;
+    code[at + 1] = 0x25;
+    code[at + 2] = (VALUES_AT + 8 * value - (at + 6)) as u8;
+    code
+}
+
+impl Slot {
+    pub fn to_bytes(self) -> [u8; SLOT_LEN] {
+        let mut bytes = [0; SLOT_LEN];
+        bytes[..VALUES_AT].copy_from_slice(&CODE);
+        let words = home_values(&self.home).into_iter().chain([self.generation, self.results]);
+        for (word, bytes) in words.zip(bytes[VALUES_AT..].chunks_exact_mut(8)) {
+            bytes.copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+
+    /// Generation and results page of a slot that an earlier loan left behind; None where the bytes are not a slot.
+    pub fn left_behind(bytes: &[u8]) -> Option<(u64, u64)> {
+        let word = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+        bytes.starts_with(&CODE).then_some(())?;
+        Some((word(GENERATION_AT)?, word(RESULTS_AT)?))
+    }
+}
+
+/// The registers that a system call changes or takes, and the pc.
+fn home_values(home: &Registers) -> [u64; VALUES] {
+    let [rdi, rsi, rdx, r10, r8, r9] = home.arguments();
+    let (rcx, r11) = home.syscall_scratch();
+    [home.result() as u64, rcx, rdx, rsi, rdi, r8, r9, r10, r11, home.pc()]
+}
+
+/// The registers with which a task stopped like this enters user mode: what arch_do_signal_or_restart() makes of them.
+pub fn as_resumed(stopped: &Registers) -> Registers {
+    const SYS_RESTART_SYSCALL: i64 = 219;
+    let mut home = *stopped;
+    let number = match stopped.interrupted() {
+        Some(Interrupted::Restarts) => stopped.syscall_number().map(|number| number as i64),
+        Some(Interrupted::RestartBlock) => Some(SYS_RESTART_SYSCALL),
+        Some(Interrupted::Fails) | None => None,
+    };
+    if let Some(number) = number {
+        home.set_result(number);
+        home.set_pc(home.pc().wrapping_sub(super::SYSCALL_INSTRUCTION.len() as u64));
+    }
+    home.forget_syscall();
+    home
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registers() -> Registers {
+        let bytes: Vec<u8> = (1..=27u64).flat_map(|word| (word << 8).to_ne_bytes()).collect();
+        Registers::from_bytes(&bytes).unwrap()
+    }
+
+    #[test]
+    fn the_last_load_ends_before_the_values() {
+        let jump = 4 + 7 * LOADS.len();
+        assert!(jump + 6 <= VALUES_AT);
+        // The displacement counts from the end of the instruction.
+        assert_eq!(jump + 6 + usize::from(CODE[jump + 2]), VALUES_AT + 8 * 9);
+    }
+
+    #[test]
+    fn a_slot_left_behind_is_known_again() {
+        let slot = Slot { home: registers(), generation: 7, results: 0x7000 };
+        let bytes = slot.to_bytes();
+        assert_eq!(Slot::left_behind(&bytes), Some((7, 0x7000)));
+        assert_eq!(Slot::left_behind(&[0; SLOT_LEN]), None);
+    }
+
+    #[test]
+    fn an_interrupted_call_is_issued_again_on_the_way_home() {
+        let mut stopped = registers();
+        stopped.set_syscall_number(0);
+        stopped.set_pc(0x40_0002);
+        stopped.set_result(-512);
+        let home = as_resumed(&stopped);
+        assert_eq!((home.result(), home.pc(), home.syscall_number()), (0, 0x40_0000, None));
+        stopped.set_result(-516);
+        assert_eq!(as_resumed(&stopped).result(), 219);
+        stopped.set_result(5);
+        assert_eq!((as_resumed(&stopped).result(), as_resumed(&stopped).pc()), (5, 0x40_0002));
+    }
+}

@@ -1,0 +1,309 @@
+//! Registers of a target on loan, for system calls that it is made to run. A freezer that is killed at any instant leaves it unharmed.
+//!
+//! Before a register changes, a way home is laid in dead bytes of the target's own (`arch::Slot`): the kernel detaches tracees of a
+//! dead tracer with the registers they have, and those then run the call that was begun and go home by themselves. Nothing is ever
+//! single-stepped (the trap flag would stay behind), and the target's signal mask is left alone (nobody would put it back).
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::pin::Pinned;
+use super::process::{StoppedProcess, StoppedThread};
+use super::way_home::{DeadBytes, FreeSlot, MARK, is_left_page};
+use super::{Error, ProcessMemory, Result, Resume, Stop};
+use crate::arch::{CALL_AT, RESULTS_AT, Registers, SLOT_LEN, Slot};
+
+pub(super) const PAGE: u64 = 4096;
+
+/// One thread's registers on loan. Ended by [`end`](Self::end); dropping it does the same as far as it still can.
+#[derive(Debug)]
+pub(super) struct Loan<'a> {
+    process: &'a mut StoppedProcess,
+    thread: usize,
+    slot: FreeSlot,
+    results: u64,
+    state: State,
+    _pinned: Pinned,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Its own registers, in the stop that seizing asked for.
+    Home,
+    /// Ours, in a stop at the end of a call.
+    Away,
+    Ended,
+}
+
+/// How one attempt at a call went.
+enum Attempt {
+    Done(i64),
+    /// A signal came first and was let in; the thread is home again, with other registers perhaps.
+    SignalLetIn,
+}
+
+/// A target that gets signals faster than it can run one call.
+const MAX_ATTEMPTS: usize = 10_000;
+
+impl<'a> Loan<'a> {
+    pub fn begin(process: &'a mut StoppedProcess, thread: usize) -> Result<Self> {
+        let tid = process.threads[thread].tid();
+        let cpu = process.proc.task_stat(tid).map_err(|_gone| Error::Gone(tid))?.processor;
+        check_filters(process, thread)?;
+        let dead = DeadBytes::find(process.pid, &process.proc, &process.memory)?;
+        let slot = dead.choose(&process.memory).map_err(|error| Error::memory(tid, "the way home", &error))?;
+        let _pinned = Pinned::to(cpu);
+        let mut loan = Loan { process, thread, slot, results: 0, state: State::Home, _pinned };
+        loan.let_pending_signals_in()?;
+        loan.unmap_leftovers()?;
+        loan.map_results()?;
+        Ok(loan)
+    }
+
+    /// The page for results, in the target.
+    pub fn results(&self) -> u64 {
+        self.results
+    }
+
+    pub fn memory(&self) -> &ProcessMemory {
+        &self.process.memory
+    }
+
+    pub fn tid(&self) -> nix::unistd::Pid {
+        self.process.threads[self.thread].tid()
+    }
+
+    /// Runs one system call; the result is the kernel's, negative errno included.
+    pub fn call(&mut self, number: u64, args: [u64; 6]) -> Result<i64> {
+        for _ in 0..MAX_ATTEMPTS {
+            match self.attempt(number, args)? {
+                // A signal that arrives between the checks of the kernel can show in the result of a call that does not wait.
+                Attempt::Done(-516..=-512 | -4) | Attempt::SignalLetIn => {}
+                Attempt::Done(result) => return Ok(result),
+            }
+        }
+        Err(self.unexpected("gets signals faster than it can run a system call"))
+    }
+
+    /// Unmaps the results, gives the registers back and wipes the way home.
+    pub fn end(mut self) -> Result<()> {
+        self.finish()
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        if self.results != 0 {
+            self.call(libc::SYS_munmap as u64, [self.results, PAGE, 0, 0, 0, 0])?;
+            self.results = 0;
+        }
+        self.go_home()?;
+        self.state = State::Ended;
+        let slot = self.slot.addr;
+        self.process.memory.write_at(slot, &[0; SLOT_LEN]).map_err(|error| Error::memory(self.tid(), "the way home", &error))
+    }
+
+    fn attempt(&mut self, number: u64, args: [u64; 6]) -> Result<Attempt> {
+        if self.state == State::Home {
+            self.lay_way_home()?;
+        }
+        let mut regs = self.thread().regs;
+        regs.set_pc(self.slot.addr + CALL_AT);
+        regs.set_call(number, args);
+        self.state = State::Away;
+        self.thread_mut().task.set_regs(&regs)?;
+        // To the entry of the call, where a signal may come first; then to its exit.
+        if let Some(signal) = self.to_syscall_stop()? {
+            self.let_signal_in(signal)?;
+            return Ok(Attempt::SignalLetIn);
+        }
+        if let Some(signal) = self.to_syscall_stop()? {
+            return Err(self.unexpected(&format!("got signal {signal} inside a system call")));
+        }
+        Ok(Attempt::Done(self.thread().task.regs()?.result()))
+    }
+
+    /// Some(signal): stopped at the delivery of a signal instead.
+    fn to_syscall_stop(&mut self) -> Result<Option<i32>> {
+        loop {
+            match self.thread_mut().task.resume_and_wait(Resume::ToSyscall, 0)? {
+                Stop::Syscall => return Ok(None),
+                Stop::Signal(signal) => return Ok(Some(signal)),
+                // A second stop of a group-stop, or an interrupt that came twice: nothing of ours changes by it.
+                Stop::Interrupted { .. } | Stop::Event(_) => {}
+            }
+        }
+    }
+
+    /// From a signal-delivery stop on loan: the thread gets its own registers and the signal, and stops before it runs its handler.
+    fn let_signal_in(&mut self, signal: i32) -> Result<()> {
+        self.restore_registers()?;
+        let thread = self.thread_mut();
+        thread.task.interrupt()?;
+        thread.task.resume(Resume::Continue, signal)?;
+        self.arrive()
+    }
+
+    /// Gives the registers back at the end of a call. Should we die between these requests, the detach makes the kernel look at the
+    /// thread as at one with a signal pending, and the interrupted call restarts from the registers as they are.
+    fn go_home(&mut self) -> Result<()> {
+        if self.state != State::Away {
+            return Ok(());
+        }
+        self.restore_registers()?;
+        let thread = self.thread_mut();
+        thread.task.interrupt()?;
+        thread.task.resume(Resume::Continue, 0)?;
+        self.arrive()
+    }
+
+    fn restore_registers(&mut self) -> Result<()> {
+        let StoppedProcess { threads, memory, .. } = &mut *self.process;
+        let thread = &mut threads[self.thread];
+        thread.restore_rseq(memory).map_err(|error| Error::memory(thread.tid(), "its struct rseq", &error))?;
+        thread.task.set_regs(&thread.regs)
+    }
+
+    /// Waits for the stop that an interrupt asked for. Signals on the way are let in.
+    fn arrive(&mut self) -> Result<()> {
+        let StoppedProcess { threads, memory, .. } = &mut *self.process;
+        let thread = &mut threads[self.thread];
+        loop {
+            match thread.task.wait()? {
+                Stop::Interrupted { .. } => break,
+                stop => {
+                    let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
+                    thread.task.interrupt()?;
+                    thread.task.resume(Resume::Continue, signal)?;
+                }
+            }
+        }
+        thread.refresh(memory)?;
+        self.state = State::Home;
+        Ok(())
+    }
+
+    /// A signal that is waiting is delivered first, to the thread's own registers: on the way home of a dead freezer the kernel would
+    /// not know of the call that the signal interrupted.
+    fn let_pending_signals_in(&mut self) -> Result<()> {
+        for _ in 0..MAX_ATTEMPTS {
+            let tid = self.tid();
+            let status = self.process.proc.task_status(tid).map_err(|_gone| Error::Gone(tid))?;
+            if status.deliverable_signals().unwrap_or(0) == 0 {
+                return Ok(());
+            }
+            let thread = self.thread_mut();
+            // With an interrupt asked for already, it would stop before it takes the signal.
+            match thread.task.resume_and_wait(Resume::Continue, 0)? {
+                Stop::Interrupted { .. } => {}
+                stop => {
+                    let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
+                    thread.task.interrupt()?;
+                    thread.task.resume(Resume::Continue, signal)?;
+                    self.arrive()?;
+                }
+            }
+        }
+        Err(self.unexpected("gets signals faster than they can be delivered"))
+    }
+
+    fn lay_way_home(&mut self) -> Result<()> {
+        let memory = &self.process.memory;
+        let tid = self.tid();
+        let home = self.thread().home(memory).map_err(|error| Error::memory(tid, "its critical section", &error))?;
+        let slot = Slot { home, generation: self.slot.generation, results: self.results };
+        memory.write_at(self.slot.addr, &slot.to_bytes()).map_err(|error| Error::memory(tid, "the way home", &error))
+    }
+
+    /// What freezers that were killed left mapped.
+    fn unmap_leftovers(&mut self) -> Result<()> {
+        for leftover in std::mem::take(&mut self.slot.leftovers) {
+            let StoppedProcess { proc, memory, .. } = &*self.process;
+            let ours = is_left_page(proc, memory, leftover.results)
+                .map_err(|error| Error::memory(self.tid(), "what an earlier loan left", &error))?;
+            if ours {
+                self.call(libc::SYS_munmap as u64, [leftover.results, PAGE, 0, 0, 0, 0])?;
+            }
+            self.process
+                .memory
+                .write_at(leftover.slot + RESULTS_AT as u64, &[0; 8])
+                .map_err(|error| Error::memory(self.tid(), "what an earlier loan left", &error))?;
+        }
+        Ok(())
+    }
+
+    /// A page at an address of our choice, which the slot names before it is mapped: whoever comes after a crash can find it.
+    fn map_results(&mut self) -> Result<()> {
+        for attempt in 0..64 {
+            self.go_home()?;
+            self.results = scattered(attempt);
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+            let args = [self.results, PAGE, prot as u64, flags as u64, u64::MAX, 0];
+            let result = self.call(libc::SYS_mmap as u64, args)?;
+            if result == self.results as i64 {
+                let at = self.results + PAGE - MARK.len() as u64;
+                return self
+                    .memory()
+                    .write_at(at, MARK)
+                    .map_err(|error| Error::memory(self.tid(), "the page for results", &error));
+            }
+            self.results = 0;
+            if result != i64::from(-libc::EEXIST) {
+                return Err(Error::Call { tid: self.tid(), name: "mmap", errno: nix::Error::from_raw(-result as i32) });
+            }
+        }
+        Err(self.unexpected("has no room for one more page"))
+    }
+
+    fn thread(&self) -> &StoppedThread {
+        &self.process.threads[self.thread]
+    }
+
+    fn thread_mut(&mut self) -> &mut StoppedThread {
+        &mut self.process.threads[self.thread]
+    }
+
+    fn unexpected(&self, what: &str) -> Error {
+        Error::Unexpected { tid: self.tid(), what: what.to_owned() }
+    }
+}
+
+impl Drop for Loan<'_> {
+    fn drop(&mut self) {
+        if self.state != State::Ended {
+            // Whoever drops a loan has an error of its own to report. A thread that is gone needs nothing; else it is home, at least.
+            let _reported_already = self.finish().or_else(|_| self.go_home());
+        }
+    }
+}
+
+/// Filters would judge our calls by rules that were made for the program's own.
+fn check_filters(process: &StoppedProcess, thread: usize) -> Result<()> {
+    let tid = process.threads[thread].tid();
+    let status = process.proc.task_status(tid).map_err(|_gone| Error::Gone(tid))?;
+    match status.number("Seccomp") {
+        None | Some(0) => Ok(()),
+        Some(_) => Err(Error::Unexpected {
+            tid,
+            what: "is under a seccomp filter, which might kill it for a call that cryopod makes it run".into(),
+        }),
+    }
+}
+
+/// An address between 16 and 80 TiB: far from what programs and the kernel choose, and hardly ever the same twice.
+fn scattered(attempt: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
+    let scrambled = (now ^ (attempt << 48)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (16 << 40) + ((scrambled >> 18) & !(PAGE - 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_for_results_are_pages_of_user_space() {
+        for attempt in 0..1000 {
+            let addr = scattered(attempt);
+            assert!(addr.is_multiple_of(PAGE) && addr >= 16 << 40 && addr < 81 << 40 && addr < crate::arch::TASK_SIZE);
+        }
+    }
+}

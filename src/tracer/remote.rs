@@ -1,0 +1,167 @@
+//! System calls that a thread of the target is made to run, for facts that no interface shows from outside. None changes anything.
+
+use super::loan::Loan;
+use super::process::StoppedProcess;
+use super::{Error, Result};
+use crate::arch::{SIGACTION_LEN, signal_action};
+use crate::image::state::{SigAltStack, SignalAction, TimerTime};
+
+/// A thread whose registers are on loan. While you hold one, the process is yours alone; [`give_back`](Self::give_back) ends the
+/// loan, and so does dropping it.
+#[derive(Debug)]
+pub struct Remote<'a> {
+    loan: Loan<'a>,
+}
+
+/// sizeof(sigset_t) of the kernel.
+const SIGSET_LEN: u64 = 8;
+const SS_ONSTACK: u32 = 1;
+
+impl<'a> Remote<'a> {
+    /// Borrows the registers of `process.threads()[thread]`. A page for results is mapped for the time of the loan, so read
+    /// /proc/PID/maps before or after it. Signals that wait for the thread are delivered first, which changes its registers.
+    pub fn borrow(process: &'a mut StoppedProcess, thread: usize) -> Result<Self> {
+        Ok(Remote { loan: Loan::begin(process, thread)? })
+    }
+
+    /// The thread has its own registers again and nothing of the loan stays.
+    pub fn give_back(self) -> Result<()> {
+        self.loan.end()
+    }
+
+    /// The end of the heap: brk(2) with an impossible address changes nothing and returns it.
+    pub fn brk(&mut self) -> Result<u64> {
+        self.call("brk", libc::SYS_brk, [0; 6])
+    }
+
+    /// rt_sigaction(2) of one signal, of the whole process.
+    pub fn sigaction(&mut self, signal: i32) -> Result<SignalAction> {
+        let to = self.loan.results();
+        self.call("rt_sigaction", libc::SYS_rt_sigaction, [signal as u64, 0, to, SIGSET_LEN, 0, 0])?;
+        Ok(signal_action(signal, &self.results::<SIGACTION_LEN>()?))
+    }
+
+    /// sigaltstack(2), of the thread. SS_ONSTACK is left out: it says where the stack pointer is, and cannot be set.
+    pub fn sigaltstack(&mut self) -> Result<SigAltStack> {
+        let to = self.loan.results();
+        self.call("sigaltstack", libc::SYS_sigaltstack, [0, to, 0, 0, 0, 0])?;
+        // stack_t: ss_sp, ss_flags and padding, ss_size.
+        let [sp, flags, size] = self.words()?;
+        Ok(SigAltStack { sp, flags: flags as u32 & !SS_ONSTACK, size })
+    }
+
+    /// getitimer(2): ITIMER_REAL 0, ITIMER_VIRTUAL 1, ITIMER_PROF 2; of the process.
+    pub fn getitimer(&mut self, which: i32) -> Result<TimerTime> {
+        let to = self.loan.results();
+        self.call("getitimer", libc::SYS_getitimer, [which as u64, to, 0, 0, 0, 0])?;
+        // struct itimerval: the period, then the time left, in seconds and microseconds.
+        let [interval_s, interval_us, left_s, left_us] = self.words()?;
+        Ok(TimerTime { left_ns: ns(left_s, left_us * 1000), interval_ns: ns(interval_s, interval_us * 1000) })
+    }
+
+    /// timer_gettime(2), by the kernel's id.
+    pub fn timer_gettime(&mut self, id: i32) -> Result<TimerTime> {
+        let to = self.loan.results();
+        self.call("timer_gettime", libc::SYS_timer_gettime, [id as u64, to, 0, 0, 0, 0])?;
+        let [interval_s, interval_ns, left_s, left_ns] = self.words()?;
+        Ok(TimerTime { left_ns: ns(left_s, left_ns), interval_ns: ns(interval_s, interval_ns) })
+    }
+
+    /// timer_getoverrun(2).
+    pub fn timer_getoverrun(&mut self, id: i32) -> Result<i32> {
+        Ok(self.call("timer_getoverrun", libc::SYS_timer_getoverrun, [id as u64, 0, 0, 0, 0, 0])? as i32)
+    }
+
+    /// PR_GET_PDEATHSIG(2const), of the thread.
+    pub fn get_pdeath_signal(&mut self) -> Result<i32> {
+        let to = self.loan.results();
+        self.prctl("PR_GET_PDEATHSIG", libc::PR_GET_PDEATHSIG, to)?;
+        Ok(self.words::<1>()?[0] as i32)
+    }
+
+    /// PR_GET_TID_ADDRESS(2const), of the thread. EINVAL from a kernel without CONFIG_CHECKPOINT_RESTORE.
+    pub fn get_tid_address(&mut self) -> Result<u64> {
+        let to = self.loan.results();
+        self.prctl("PR_GET_TID_ADDRESS", libc::PR_GET_TID_ADDRESS, to)?;
+        Ok(self.words::<1>()?[0])
+    }
+
+    /// PR_GET_CHILD_SUBREAPER(2const), of the process.
+    pub fn get_child_subreaper(&mut self) -> Result<bool> {
+        let to = self.loan.results();
+        self.prctl("PR_GET_CHILD_SUBREAPER", libc::PR_GET_CHILD_SUBREAPER, to)?;
+        Ok(self.words::<1>()?[0] as i32 != 0)
+    }
+
+    /// PR_GET_DUMPABLE(2const), of the process.
+    pub fn get_dumpable(&mut self) -> Result<u32> {
+        Ok(self.prctl("PR_GET_DUMPABLE", libc::PR_GET_DUMPABLE, 0)? as u32)
+    }
+
+    /// PR_GET_SECUREBITS(2const), of the thread.
+    pub fn get_securebits(&mut self) -> Result<u32> {
+        Ok(self.prctl("PR_GET_SECUREBITS", libc::PR_GET_SECUREBITS, 0)? as u32)
+    }
+
+    /// PR_GET_TIMERSLACK(2const), of the thread, in nanoseconds.
+    pub fn get_timer_slack(&mut self) -> Result<u64> {
+        self.prctl("PR_GET_TIMERSLACK", libc::PR_GET_TIMERSLACK, 0)
+    }
+
+    /// PR_GET_THP_DISABLE(2const), of the process.
+    pub fn get_thp_disable(&mut self) -> Result<u32> {
+        Ok(self.prctl("PR_GET_THP_DISABLE", libc::PR_GET_THP_DISABLE, 0)? as u32)
+    }
+
+    /// PR_GET_MDWE(2const), of the process. EINVAL before Linux 6.3.
+    pub fn get_mdwe(&mut self) -> Result<u32> {
+        const PR_GET_MDWE: i32 = 66;
+        Ok(self.prctl("PR_GET_MDWE", PR_GET_MDWE, 0)? as u32)
+    }
+
+    /// Commands of prctl(2) that get something are a family: unused arguments must be 0.
+    fn prctl(&mut self, name: &'static str, command: i32, to: u64) -> Result<u64> {
+        self.clear_results()?;
+        self.call(name, libc::SYS_prctl, [command as u64, to, 0, 0, 0, 0])
+    }
+
+    /// Some calls write fewer bytes than the word they are read as.
+    fn clear_results(&mut self) -> Result<()> {
+        let to = self.loan.results();
+        self.loan.memory().write_at(to, &[0; 8]).map_err(|error| Error::memory(self.loan.tid(), "the results", &error))
+    }
+
+    fn words<const N: usize>(&mut self) -> Result<[u64; N]> {
+        let mut words = [0; N];
+        for (i, word) in words.iter_mut().enumerate() {
+            let at = self.loan.results() + 8 * i as u64;
+            *word = self.loan.memory().read_u64(at).map_err(|error| Error::memory(self.loan.tid(), "the results", &error))?;
+        }
+        Ok(words)
+    }
+
+    fn results<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        let from = self.loan.results();
+        self.loan
+            .memory()
+            .read_at(from, &mut bytes)
+            .map_err(|error| Error::memory(self.loan.tid(), "the results", &error))?;
+        Ok(bytes)
+    }
+
+    /// The one untyped door.
+    fn call(&mut self, name: &'static str, number: i64, args: [u64; 6]) -> Result<u64> {
+        match self.loan.call(number as u64, args)? {
+            error @ -4095..=-1 => {
+                let errno = nix::Error::from_raw(-error as i32);
+                Err(Error::Call { tid: self.loan.tid(), name, errno })
+            }
+            result => Ok(result as u64),
+        }
+    }
+}
+
+fn ns(seconds: u64, nanoseconds: u64) -> u64 {
+    seconds * 1_000_000_000 + nanoseconds
+}

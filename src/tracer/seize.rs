@@ -1,0 +1,278 @@
+//! Stopping a whole process so that it does not notice: all threads first, then waiting for all, until nobody new appears.
+
+use std::collections::{HashMap, HashSet};
+use std::marker::PhantomData;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use nix::unistd::Pid;
+
+use super::process::{BeforeStop, StoppedProcess, StoppedThread, sched_clock};
+use super::proc::ProcDir;
+use super::refuse::{self, Candidate};
+use super::way_home::DeadBytes;
+use super::{Error, ProcessMemory, Result, Resume, Running, Stop, Stopped, seize_options};
+use crate::refusal::Refused;
+
+/// How long a thread may take to stop. One that is in vfork(2), or waits for a dead file server, cannot stop before that is over.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Stops every thread of the process. What stands against it is the error [`Refused`]; then, and on any other error, the process goes
+/// on as it was.
+pub fn seize(pid: Pid) -> anyhow::Result<StoppedProcess> {
+    let Candidate { proc, start_time } = refuse::look(pid)?;
+    let mut seizure = Seizure::new(pid, proc);
+    while seizure.seize_new_threads()? {
+        seizure.wait_for_all()?;
+    }
+    if seizure.proc.stat().with_context(|| format!("/proc/{pid}/stat"))?.start_time != start_time {
+        bail!("pid {pid} ended and another process has its number now");
+    }
+    seizure.into_process()
+}
+
+/// Half-way to a [`StoppedProcess`]. Dropping it detaches all, stopped ones by being dropped themselves.
+struct Seizure {
+    pid: Pid,
+    proc: ProcDir,
+    known: HashSet<Pid>,
+    running: Unstopped,
+    stopped: Vec<Stopped>,
+    before: HashMap<Pid, BeforeStop>,
+}
+
+impl Seizure {
+    fn new(pid: Pid, proc: ProcDir) -> Self {
+        Seizure { pid, proc, known: HashSet::new(), running: Unstopped::default(), stopped: Vec::new(), before: HashMap::new() }
+    }
+
+    /// One pass over /proc/PID/task; false once it finds nobody new. Seizes and interrupts without waiting.
+    fn seize_new_threads(&mut self) -> anyhow::Result<bool> {
+        let mut tids = self.proc.tids().map_err(|_gone| Error::Gone(self.pid))?;
+        // The leader first, so that want of rights shows before anything is changed.
+        tids.sort_by_key(|&tid| (tid != self.pid, tid));
+        for tid in tids {
+            if !self.known.contains(&tid) {
+                self.seize_thread(tid)?;
+            }
+        }
+        Ok(!self.running.0.is_empty())
+    }
+
+    fn seize_thread(&mut self, tid: Pid) -> anyhow::Result<()> {
+        let Ok(stat) = self.proc.task_stat(tid) else {
+            return Ok(()); // it ended since it was listed
+        };
+        if stat.is_dead() {
+            return self.refuse_dead_leader(tid);
+        }
+        if stat.is_kernel_worker() {
+            bail!(Refused::from(refuse::kernel_worker(self.pid, &stat)));
+        }
+        let before = BeforeStop::read(&self.proc, tid);
+        match Running::seize(tid, seize_options()) {
+            Ok(running) => self.interrupt(running)?,
+            Err(Error::Gone(_)) => return Ok(()),
+            Err(error) if error.errno() == Some(nix::Error::EPERM) => return self.explain_denial(tid),
+            Err(error) => return Err(error.into()),
+        }
+        self.known.insert(tid);
+        self.before.insert(tid, before);
+        Ok(())
+    }
+
+    /// A task in group-stop traps by the seize alone (ptrace_attach(), kernel/ptrace.c); an interrupt on top would trap it twice.
+    fn interrupt(&mut self, running: Running) -> anyhow::Result<()> {
+        match running.wait_until(Instant::now()) {
+            Ok(Ok(stopped)) => self.stopped.push(stopped),
+            Ok(Err(running)) => {
+                // One that is gone says so when it is waited for.
+                let _gone = running.interrupt();
+                self.running.0.push(running);
+            }
+            Err(Error::Gone(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn refuse_dead_leader(&self, tid: Pid) -> anyhow::Result<()> {
+        if tid == self.pid {
+            // Looks again: this time it is the zombie that is refused, by its name.
+            refuse::look(self.pid)?;
+        }
+        Ok(())
+    }
+
+    /// EPERM also says that the task is ours already (born of one that we trace) or that it is ending.
+    fn explain_denial(&mut self, tid: Pid) -> anyhow::Result<()> {
+        let tracer = self.proc.task_status(tid).ok().and_then(|status| status.number("TracerPid"));
+        match tracer {
+            None => Ok(()), // gone
+            Some(tracer) if tracer == i64::from(nix::unistd::gettid().as_raw()) => {
+                self.born(Running::born_traced(tid));
+                Ok(())
+            }
+            Some(0) if self.proc.task_stat(tid).is_ok_and(|stat| !stat.is_dead()) => {
+                bail!(Refused::from(refuse::permission(self.pid, &self.proc)))
+            }
+            Some(0) => self.refuse_dead_leader(tid),
+            Some(tracer) => bail!(Refused::from(refuse::traced(self.pid, tracer as i32))),
+        }
+    }
+
+    /// A thread that one of ours made meanwhile; it comes up stopped.
+    fn born(&mut self, running: Running) {
+        if self.known.insert(running.tid()) {
+            self.running.0.push(running);
+        }
+    }
+
+    fn wait_for_all(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while let Some(running) = self.running.0.pop() {
+            let tid = running.tid();
+            match running.wait_until(deadline) {
+                Ok(Ok(stopped)) => self.settle(stopped)?,
+                Ok(Err(running)) => {
+                    self.running.0.push(running);
+                    self.refuse_dead_leader_of_stuck(tid)?;
+                    bail!(self.describe_stuck(tid));
+                }
+                Err(Error::Gone(_)) if tid == self.pid => return Err(Error::Gone(tid).into()),
+                Err(Error::Gone(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// From any stop to the one that our interrupt asks for: a signal that was on its way is let in, a new task is taken note of.
+    fn settle(&mut self, mut task: Stopped) -> anyhow::Result<()> {
+        let signal = match task.stop() {
+            Stop::Interrupted { .. } => {
+                self.stopped.push(task);
+                return Ok(());
+            }
+            Stop::Signal(signal) => signal,
+            Stop::Event(libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE) => {
+                self.take_note_of_child(Pid::from_raw(task.event_message()? as i32))?;
+                0
+            }
+            Stop::Event(_) | Stop::Syscall => 0,
+        };
+        // Any stop cancels an interrupt that is still to come (ptrace_stop(), kernel/signal.c), so ask again. Asked before it goes
+        // on, it traps before it is back in its program.
+        task.interrupt()?;
+        task.resume(Resume::Continue, signal)?;
+        self.running.0.push(task.into_running());
+        Ok(())
+    }
+
+    /// A thread is seized with us; a process goes its own way (after vfork(2) its parent waits for it). Children are found by
+    /// [`StoppedProcess::children`].
+    fn take_note_of_child(&mut self, child: Pid) -> anyhow::Result<()> {
+        let running = Running::born_traced(child);
+        if self.proc.task_stat(child).is_ok() {
+            self.born(running);
+            return Ok(());
+        }
+        match running.wait() {
+            Ok(stopped) => stopped.detach(0).or_else(gone_is_fine)?,
+            Err(error) => gone_is_fine(error)?,
+        }
+        Ok(())
+    }
+
+    /// The leader ended (pthread_exit in main) while we were at it: its exit is reported after that of its last thread.
+    fn refuse_dead_leader_of_stuck(&self, tid: Pid) -> anyhow::Result<()> {
+        match self.proc.task_stat(tid) {
+            Ok(stat) if stat.is_dead() => self.refuse_dead_leader(tid),
+            _ => Ok(()),
+        }
+    }
+
+    fn describe_stuck(&self, tid: Pid) -> String {
+        let wchan = self.proc.read_text(&format!("task/{tid}/wchan")).unwrap_or_default();
+        let state = self.proc.task_stat(tid).map_or('?', |stat| stat.state);
+        let hint = if wchan.contains("vfork") || wchan.contains("kernel_clone") {
+            "it waits in vfork for its child to start a program"
+        } else {
+            "it is in a call that cannot be interrupted"
+        };
+        format!("pid {}: thread {tid} did not stop within {} s: {hint} (state {state}, {wchan})", self.pid, PATIENCE.as_secs())
+    }
+
+    fn into_process(mut self) -> anyhow::Result<StoppedProcess> {
+        let memory = ProcessMemory::open(&self.proc).with_context(|| format!("open /proc/{}/mem", self.pid))?;
+        self.run_out_of_old_slots(&memory)?;
+        let mut threads = Vec::with_capacity(self.stopped.len());
+        for task in self.stopped.drain(..) {
+            let before = self.before.remove(&task.tid()).unwrap_or_default();
+            threads.push(StoppedThread::look(task, before, &memory)?);
+        }
+        threads.sort_by_key(|thread| (thread.tid() != self.pid, thread.tid()));
+        if threads.first().map(StoppedThread::tid) != Some(self.pid) {
+            return Err(Error::Gone(self.pid).into());
+        }
+        let (pid, proc, stopped_at_ns) = (self.pid, self.proc, sched_clock());
+        Ok(StoppedProcess { pid, proc, memory, threads, stopped_at_ns, not_send: PhantomData })
+    }
+
+    /// A freezer that was killed leaves threads on their way home; let them arrive before anything is read.
+    fn run_out_of_old_slots(&mut self, memory: &ProcessMemory) -> anyhow::Result<()> {
+        let Some(dead) = DeadBytes::of_vdso(&self.proc, memory) else {
+            return Ok(());
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while let Some(at) = self.find_in_slots(&dead)? {
+            if Instant::now() > deadline {
+                bail!("pid {}: thread {} does not leave an earlier loan", self.pid, self.stopped[at].tid());
+            }
+            let mut task = self.stopped.swap_remove(at);
+            task.resume(Resume::Continue, 0)?;
+            task.interrupt()?;
+            self.running.0.push(task.into_running());
+            self.wait_for_all()?;
+        }
+        Ok(())
+    }
+
+    /// Also the first look at registers: a program of another architecture is refused here.
+    fn find_in_slots(&self, dead: &DeadBytes) -> anyhow::Result<Option<usize>> {
+        for (at, task) in self.stopped.iter().enumerate() {
+            match task.regs() {
+                Ok(regs) if dead.contains(regs.pc()) => return Ok(Some(at)),
+                Ok(_) => {}
+                Err(Error::Unexpected { .. }) => bail!(Refused::from(refuse::foreign(self.pid))),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Tasks that were told to stop and have not done so yet.
+#[derive(Default)]
+struct Unstopped(Vec<Running>);
+
+impl Drop for Unstopped {
+    /// Only a stopped task can be detached. One that cannot stop in this time is detached by the kernel when this thread ends
+    /// (exit_ptrace(), kernel/ptrace.c).
+    fn drop(&mut self) {
+        let deadline = Instant::now() + Duration::from_millis(100);
+        for running in self.0.drain(..) {
+            if let Ok(Ok(stopped)) = running.wait_until(deadline) {
+                let signal = if let Stop::Signal(signal) = stopped.stop() { signal } else { 0 };
+                let _gone = stopped.detach(signal);
+            }
+        }
+    }
+}
+
+fn gone_is_fine(error: Error) -> Result<()> {
+    match error {
+        Error::Gone(_) => Ok(()),
+        other => Err(other),
+    }
+}
