@@ -32,7 +32,10 @@ impl Error {
 
     /// The memory of a stopped task could not be read or written.
     pub(crate) fn memory(tid: Pid, what: &str, error: &io::Error) -> Self {
-        Error::Unexpected { tid, what: format!("{what} cannot be reached through /proc/PID/mem: {error}") }
+        Error::Unexpected {
+            tid,
+            what: format!("{what} cannot be reached through /proc/PID/mem: {error}"),
+        }
     }
 
     /// The errno of a failed call, where that is what happened.

@@ -10,7 +10,7 @@ use super::pin::Pinned;
 use super::process::{StoppedProcess, StoppedThread};
 use super::way_home::{DeadBytes, FreeSlot, MARK, is_left_page};
 use super::{Error, ProcessMemory, Result, Resume, Stop};
-use crate::arch::{CALL_AT, RESULTS_AT, Registers, SLOT_LEN, Slot};
+use crate::arch::{CALL_AT, RESULTS_AT, SLOT_LEN, Slot};
 
 pub(super) const PAGE: u64 = 4096;
 
@@ -50,9 +50,18 @@ impl<'a> Loan<'a> {
         let cpu = process.proc.task_stat(tid).map_err(|_gone| Error::Gone(tid))?.processor;
         check_filters(process, thread)?;
         let dead = DeadBytes::find(process.pid, &process.proc, &process.memory)?;
-        let slot = dead.choose(&process.memory).map_err(|error| Error::memory(tid, "the way home", &error))?;
+        let slot = dead
+            .choose(&process.memory)
+            .map_err(|error| Error::memory(tid, "the way home", &error))?;
         let _pinned = Pinned::to(cpu);
-        let mut loan = Loan { process, thread, slot, results: 0, state: State::Home, _pinned };
+        let mut loan = Loan {
+            process,
+            thread,
+            slot,
+            results: 0,
+            state: State::Home,
+            _pinned,
+        };
         loan.let_pending_signals_in()?;
         loan.unmap_leftovers()?;
         loan.map_results()?;
@@ -97,7 +106,10 @@ impl<'a> Loan<'a> {
         self.go_home()?;
         self.state = State::Ended;
         let slot = self.slot.addr;
-        self.process.memory.write_at(slot, &[0; SLOT_LEN]).map_err(|error| Error::memory(self.tid(), "the way home", &error))
+        self.process
+            .memory
+            .write_at(slot, &[0; SLOT_LEN])
+            .map_err(|error| Error::memory(self.tid(), "the way home", &error))
     }
 
     fn attempt(&mut self, number: u64, args: [u64; 6]) -> Result<Attempt> {
@@ -110,18 +122,18 @@ impl<'a> Loan<'a> {
         self.state = State::Away;
         self.thread_mut().task.set_regs(&regs)?;
         // To the entry of the call, where a signal may come first; then to its exit.
-        if let Some(signal) = self.to_syscall_stop()? {
+        if let Some(signal) = self.run_to_syscall_stop()? {
             self.let_signal_in(signal)?;
             return Ok(Attempt::SignalLetIn);
         }
-        if let Some(signal) = self.to_syscall_stop()? {
+        if let Some(signal) = self.run_to_syscall_stop()? {
             return Err(self.unexpected(&format!("got signal {signal} inside a system call")));
         }
         Ok(Attempt::Done(self.thread().task.regs()?.result()))
     }
 
     /// Some(signal): stopped at the delivery of a signal instead.
-    fn to_syscall_stop(&mut self) -> Result<Option<i32>> {
+    fn run_to_syscall_stop(&mut self) -> Result<Option<i32>> {
         loop {
             match self.thread_mut().task.resume_and_wait(Resume::ToSyscall, 0)? {
                 Stop::Syscall => return Ok(None),
@@ -157,7 +169,9 @@ impl<'a> Loan<'a> {
     fn restore_registers(&mut self) -> Result<()> {
         let StoppedProcess { threads, memory, .. } = &mut *self.process;
         let thread = &mut threads[self.thread];
-        thread.restore_rseq(memory).map_err(|error| Error::memory(thread.tid(), "its struct rseq", &error))?;
+        thread
+            .restore_rseq(memory)
+            .map_err(|error| Error::memory(thread.tid(), "its struct rseq", &error))?;
         thread.task.set_regs(&thread.regs)
     }
 
@@ -207,9 +221,18 @@ impl<'a> Loan<'a> {
     fn lay_way_home(&mut self) -> Result<()> {
         let memory = &self.process.memory;
         let tid = self.tid();
-        let home = self.thread().home(memory).map_err(|error| Error::memory(tid, "its critical section", &error))?;
-        let slot = Slot { home, generation: self.slot.generation, results: self.results };
-        memory.write_at(self.slot.addr, &slot.to_bytes()).map_err(|error| Error::memory(tid, "the way home", &error))
+        let home = self
+            .thread()
+            .home(memory)
+            .map_err(|error| Error::memory(tid, "its critical section", &error))?;
+        let slot = Slot {
+            home,
+            generation: self.slot.generation,
+            results: self.results,
+        };
+        memory
+            .write_at(self.slot.addr, &slot.to_bytes())
+            .map_err(|error| Error::memory(tid, "the way home", &error))
     }
 
     /// What freezers that were killed left mapped.
@@ -247,7 +270,11 @@ impl<'a> Loan<'a> {
             }
             self.results = 0;
             if result != i64::from(-libc::EEXIST) {
-                return Err(Error::Call { tid: self.tid(), name: "mmap", errno: nix::Error::from_raw(-result as i32) });
+                return Err(Error::Call {
+                    tid: self.tid(),
+                    name: "mmap",
+                    errno: nix::Error::from_raw(-result as i32),
+                });
             }
         }
         Err(self.unexpected("has no room for one more page"))
@@ -262,7 +289,10 @@ impl<'a> Loan<'a> {
     }
 
     fn unexpected(&self, what: &str) -> Error {
-        Error::Unexpected { tid: self.tid(), what: what.to_owned() }
+        Error::Unexpected {
+            tid: self.tid(),
+            what: what.to_owned(),
+        }
     }
 }
 
@@ -290,7 +320,9 @@ fn check_filters(process: &StoppedProcess, thread: usize) -> Result<()> {
 
 /// An address between 16 and 80 TiB: far from what programs and the kernel choose, and hardly ever the same twice.
 fn scattered(attempt: u64) -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_nanos() as u64);
     let scrambled = (now ^ (attempt << 48)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (16 << 40) + ((scrambled >> 18) & !(PAGE - 1))
 }
@@ -303,7 +335,7 @@ mod tests {
     fn addresses_for_results_are_pages_of_user_space() {
         for attempt in 0..1000 {
             let addr = scattered(attempt);
-            assert!(addr.is_multiple_of(PAGE) && addr >= 16 << 40 && addr < 81 << 40 && addr < crate::arch::TASK_SIZE);
+            assert!(addr.is_multiple_of(PAGE) && (16 << 40..81 << 40).contains(&addr) && addr < crate::arch::TASK_SIZE);
         }
     }
 }

@@ -15,7 +15,11 @@ pub struct ProcDir(OwnedFd);
 impl ProcDir {
     pub fn open(pid: Pid) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        Ok(ProcDir(nix::fcntl::open(format!("/proc/{pid}").as_str(), flags, Mode::empty())?))
+        Ok(ProcDir(nix::fcntl::open(
+            format!("/proc/{pid}").as_str(),
+            flags,
+            Mode::empty(),
+        )?))
     }
 
     pub fn open_file(&self, path: &str, flags: OFlag) -> io::Result<File> {
@@ -154,7 +158,10 @@ mod tests {
                     18446744073709551615 1 1 0 0 0 0 0 0 0 0 0 0 17 1 0 0 0 0 0 0 0 0 0 0 0 0 0\n";
         let stat = Stat::parse(text).unwrap();
         assert_eq!(stat.comm, "a) b (c");
-        assert_eq!((stat.state, stat.ppid, stat.start_time, stat.processor), ('S', 4101, 138_012, 1));
+        assert_eq!(
+            (stat.state, stat.ppid, stat.start_time, stat.processor),
+            ('S', 4101, 138_012, 1)
+        );
         assert!(!stat.is_kernel_thread());
     }
 

@@ -82,7 +82,11 @@ impl StoppedProcess {
         let mut children = Vec::new();
         for thread in &self.threads {
             match self.proc.read_text(&format!("task/{}/children", thread.tid())) {
-                Ok(list) => children.extend(list.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw)),
+                Ok(list) => children.extend(
+                    list.split_whitespace()
+                        .filter_map(|pid| pid.parse().ok())
+                        .map(Pid::from_raw),
+                ),
                 // A kernel without CONFIG_PROC_CHILDREN.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return children_by_parent(self.pid),
                 Err(error) => return Err(error),
@@ -99,7 +103,10 @@ fn children_by_parent(parent: Pid) -> io::Result<Vec<Pid>> {
             continue;
         };
         // A process that ended meanwhile is no child: its parent is stopped, so it would be a zombie and still be here.
-        if ProcDir::open(pid).and_then(|proc| proc.stat()).is_ok_and(|stat| stat.ppid == parent.as_raw()) {
+        if ProcDir::open(pid)
+            .and_then(|proc| proc.stat())
+            .is_ok_and(|stat| stat.ppid == parent.as_raw())
+        {
             children.push(pid);
         }
     }
@@ -110,7 +117,12 @@ impl StoppedThread {
     pub(super) fn look(task: Stopped, before_stop: BeforeStop, memory: &ProcessMemory) -> Result<Self> {
         let regs = task.regs()?;
         let rseq = rseq_of(&task, memory)?;
-        let mut thread = StoppedThread { task, regs, rseq, before_stop };
+        let mut thread = StoppedThread {
+            task,
+            regs,
+            rseq,
+            before_stop,
+        };
         thread.reissue_what_only_we_interrupted()?;
         Ok(thread)
     }
@@ -146,10 +158,16 @@ impl StoppedThread {
 
     /// NT_PRSTATUS and all other register sets of this architecture, raw.
     pub fn regsets(&self) -> Result<Vec<RegSet>> {
-        let general = RegSet { note: libc::NT_PRSTATUS as u32, data: self.regs.as_bytes().to_vec() };
+        let general = RegSet {
+            note: libc::NT_PRSTATUS as u32,
+            data: self.regs.as_bytes().to_vec(),
+        };
         let mut regsets = vec![general];
         for &note in arch::REGSETS {
-            regsets.push(RegSet { note, data: self.task.regset(note)? });
+            regsets.push(RegSet {
+                note,
+                data: self.task.regset(note)?,
+            });
         }
         Ok(regsets)
     }
@@ -175,11 +193,22 @@ impl StoppedThread {
         const SIGINFO_LEN: usize = size_of::<libc::siginfo_t>();
         let mut found = Vec::new();
         loop {
-            let args = libc::ptrace_peeksiginfo_args { off: found.len() as u64, flags, nr: BATCH as i32 };
+            let args = libc::ptrace_peeksiginfo_args {
+                off: found.len() as u64,
+                flags,
+                nr: BATCH as i32,
+            };
             let mut buffer = [0u8; BATCH * SIGINFO_LEN];
             let (from, to) = ((&raw const args) as usize, buffer.as_mut_ptr() as usize);
-            let count = self.task.request(libc::PTRACE_PEEKSIGINFO, "PTRACE_PEEKSIGINFO", from, to)? as usize;
-            found.extend(buffer.chunks_exact(SIGINFO_LEN).take(count).map(|info| SigInfo(info.to_vec())));
+            let count = self
+                .task
+                .request(libc::PTRACE_PEEKSIGINFO, "PTRACE_PEEKSIGINFO", from, to)? as usize;
+            found.extend(
+                buffer
+                    .chunks_exact(SIGINFO_LEN)
+                    .take(count)
+                    .map(|info| SigInfo(info.to_vec())),
+            );
             if count < BATCH {
                 return Ok(found);
             }
@@ -196,7 +225,12 @@ impl StoppedThread {
         let (mut head, mut len) = (0u64, 0usize);
         // SAFETY: the call writes one pointer and one size_t, both of which live here.
         let rc = unsafe {
-            libc::syscall(libc::SYS_get_robust_list, self.tid().as_raw(), &raw mut head, &raw mut len)
+            libc::syscall(
+                libc::SYS_get_robust_list,
+                self.tid().as_raw(),
+                &raw mut head,
+                &raw mut len,
+            )
         };
         nix::errno::Errno::result(rc).map_err(|errno| Error::request(self.tid(), "get_robust_list", errno))?;
         Ok((head != 0).then_some(RobustList { head, len: len as u64 }))
@@ -206,12 +240,19 @@ impl StoppedThread {
     /// any preemption. For the way home, which the kernel does not know to be part of the section.
     pub(super) fn home(&self, memory: &ProcessMemory) -> io::Result<Registers> {
         let mut home = arch::as_resumed(&self.regs);
-        let Some(section) = self.rseq.map(|rseq| rseq.critical_section).filter(|&section| section != 0) else {
+        let Some(section) = self
+            .rseq
+            .map(|rseq| rseq.critical_section)
+            .filter(|&section| section != 0)
+        else {
             return Ok(home);
         };
         // struct rseq_cs: version, flags (32 bits each), start_ip, post_commit_offset, abort_ip (include/uapi/linux/rseq.h).
-        let (start, len, abort) =
-            (memory.read_u64(section + 8)?, memory.read_u64(section + 16)?, memory.read_u64(section + 24)?);
+        let (start, len, abort) = (
+            memory.read_u64(section + 8)?,
+            memory.read_u64(section + 16)?,
+            memory.read_u64(section + 24)?,
+        );
         if home.pc().wrapping_sub(start) < len {
             home.set_pc(abort);
         }
@@ -298,7 +339,8 @@ mod tests {
     #[test]
     fn exec_start_is_in_nanoseconds() {
         // Linux 6.18.
-        let sched = "cat (9277, #threads: 1)\n----\nse.exec_start                                :       1378367.670365\n";
+        let sched =
+            "cat (9277, #threads: 1)\n----\nse.exec_start                                :       1378367.670365\n";
         assert_eq!(exec_start(sched), Some(1_378_367_670_365));
     }
 }

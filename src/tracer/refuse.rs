@@ -21,7 +21,10 @@ pub(super) fn look(pid: Pid) -> anyhow::Result<Candidate> {
     let facts = Facts::read(pid)?;
     match refusal(pid, &facts) {
         Some(refusal) => Err(Refused::from(refusal).into()),
-        None => Ok(Candidate { proc: facts.proc, start_time: facts.stat.start_time }),
+        None => Ok(Candidate {
+            proc: facts.proc,
+            start_time: facts.stat.start_time,
+        }),
     }
 }
 
@@ -39,10 +42,18 @@ impl Facts {
             let proc = ProcDir::open(pid)?;
             let stat = proc.stat()?;
             let status = Status(proc.read_text("status")?);
-            Ok(Facts { proc, stat, status, ancestors: Vec::new() })
+            Ok(Facts {
+                proc,
+                stat,
+                status,
+                ancestors: Vec::new(),
+            })
         };
         match read() {
-            Ok(facts) => Ok(Facts { ancestors: ancestors().context("/proc/self/stat")?, ..facts }),
+            Ok(facts) => Ok(Facts {
+                ancestors: ancestors().context("/proc/self/stat")?,
+                ..facts
+            }),
             Err(error) if is_gone(&error) => {
                 Err(Refused::from(Refusal::new(pid.as_raw(), PROCESS, "does not exist", "")).into())
             }
@@ -73,14 +84,23 @@ fn refusal(pid: Pid, facts: &Facts) -> Option<Refusal> {
         return refuse(format!("is a thread of process {tgid}"), format!("name {tgid} instead"));
     }
     if facts.stat.is_kernel_thread() {
-        return refuse("is a kernel thread, which has no memory of its own to freeze".into(), String::new());
+        return refuse(
+            "is a kernel thread, which has no memory of its own to freeze".into(),
+            String::new(),
+        );
     }
     if facts.ancestors.first() == Some(&tgid) {
         return refuse("is this cryopod itself".into(), "name another process".into());
     }
     if facts.ancestors.contains(&tgid) {
-        let reason = format!("({}) is an ancestor of this cryopod, which it would stop together with its shell", facts.stat.comm);
-        return refuse(reason, "run cryopod from somewhere else, with setsid(1) or from another terminal".into());
+        let reason = format!(
+            "({}) is an ancestor of this cryopod, which it would stop together with its shell",
+            facts.stat.comm
+        );
+        return refuse(
+            reason,
+            "run cryopod from somewhere else, with setsid(1) or from another terminal".into(),
+        );
     }
     if facts.stat.is_dead() {
         return refuse_dead(pid, facts);
@@ -96,16 +116,29 @@ fn refusal(pid: Pid, facts: &Facts) -> Option<Refusal> {
 fn refuse_dead(pid: Pid, facts: &Facts) -> Option<Refusal> {
     let tids = facts.proc.tids().unwrap_or_default();
     let (object, reason, remedy) = if tids.len() > 1 {
-        ("the main thread", "has ended while other threads go on, which cryopod does not carry yet".into(), String::new())
+        (
+            "the main thread",
+            "has ended while other threads go on, which cryopod does not carry yet",
+            String::new(),
+        )
     } else {
         let parent = describe(facts.stat.ppid);
-        (PROCESS, "has ended and is a zombie".into(), format!("its parent, {parent}, has yet to wait for it"))
+        (
+            PROCESS,
+            "has ended and is a zombie",
+            format!("its parent, {parent}, has yet to wait for it"),
+        )
     };
     Some(Refusal::new(pid.as_raw(), object, reason, remedy))
 }
 
 pub(super) fn traced(pid: Pid, tracer: i32) -> Refusal {
-    Refusal::new(pid.as_raw(), PROCESS, format!("is traced by {}", describe(tracer)), "detach that tracer first")
+    Refusal::new(
+        pid.as_raw(),
+        PROCESS,
+        format!("is traced by {}", describe(tracer)),
+        "detach that tracer first",
+    )
 }
 
 /// `pid 4130 (gdb)`.
@@ -129,7 +162,10 @@ pub(super) fn kernel_worker(pid: Pid, stat: &Stat) -> Refusal {
 
 /// A program of another architecture or word size.
 pub(super) fn foreign(pid: Pid) -> Refusal {
-    let reason = format!("runs a program that is not of {}, a 32-bit one perhaps, which cryopod does not carry yet", crate::arch::NAME);
+    let reason = format!(
+        "runs a program that is not of {}, a 32-bit one perhaps, which cryopod does not carry yet",
+        crate::arch::NAME
+    );
     Refusal::new(pid.as_raw(), PROCESS, reason, "")
 }
 
@@ -137,7 +173,10 @@ pub(super) fn foreign(pid: Pid) -> Refusal {
 pub(super) fn permission(pid: Pid, proc: &ProcDir) -> Refusal {
     let yama = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok();
     let yama = yama.and_then(|scope| scope.trim().parse().ok()).unwrap_or(0);
-    let owner = proc.read_text("status").ok().and_then(|status| Status(status).number("Uid"));
+    let owner = proc
+        .read_text("status")
+        .ok()
+        .and_then(|status| Status(status).number("Uid"));
     denied(pid, owner, nix::unistd::geteuid().as_raw(), yama)
 }
 
@@ -158,7 +197,8 @@ fn denied(pid: Pid, owner: Option<i64>, euid: u32, yama: i32) -> Refusal {
             "run cryopod as root, or set kernel.yama.ptrace_scope to 0",
         ),
         _ => refuse(
-            "may not be traced: it is not dumpable, has capabilities that we lack, or a security module forbids it".into(),
+            "may not be traced: it is not dumpable, has capabilities that we lack, or a security module forbids it"
+                .into(),
             "run cryopod as root (CAP_SYS_PTRACE)",
         ),
     }
@@ -169,7 +209,9 @@ mod tests {
     use super::*;
 
     fn refused(pid: i32) -> String {
-        let Err(error) = look(Pid::from_raw(pid)) else { panic!("{pid} was not refused") };
+        let Err(error) = look(Pid::from_raw(pid)) else {
+            panic!("{pid} was not refused")
+        };
         error.downcast_ref::<Refused>().expect("a refusal").to_string()
     }
 
@@ -206,7 +248,12 @@ mod tests {
     #[test]
     fn a_zombie_is_refused_and_its_parent_named() {
         let mut child = std::process::Command::new("true").spawn().unwrap();
-        while !ProcDir::open(Pid::from_raw(child.id() as i32)).unwrap().stat().unwrap().is_dead() {
+        while !ProcDir::open(Pid::from_raw(child.id() as i32))
+            .unwrap()
+            .stat()
+            .unwrap()
+            .is_dead()
+        {
             std::thread::yield_now();
         }
         assert!(refused(child.id() as i32).contains(&format!("its parent, pid {}", std::process::id())));
@@ -217,6 +264,10 @@ mod tests {
     fn what_is_missing_to_trace_is_named() {
         let pid = Pid::from_raw(7);
         assert!(denied(pid, Some(0), 1000, 0).to_string().contains("belongs to uid 0"));
-        assert!(denied(pid, Some(1000), 1000, 1).to_string().contains("ptrace_scope is 1"));
+        assert!(
+            denied(pid, Some(1000), 1000, 1)
+                .to_string()
+                .contains("ptrace_scope is 1")
+        );
     }
 }

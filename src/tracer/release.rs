@@ -21,14 +21,19 @@ impl StoppedProcess {
     /// Ends the process, and waits until it is gone or a zombie that its parent has yet to wait for.
     pub fn end(mut self) -> anyhow::Result<()> {
         let pid = self.pid;
-        let parent_is_us = self.proc.stat().is_ok_and(|stat| stat.ppid == std::process::id() as i32);
+        let parent_is_us = self
+            .proc
+            .stat()
+            .is_ok_and(|stat| stat.ppid == std::process::id() as i32);
         kill(pid, Signal::SIGKILL).with_context(|| format!("kill {pid}"))?;
         // The leader's end is reported last, after that of all others.
         for thread in self.threads.drain(..).rev() {
             let leader = thread.tid() == pid;
             reap(thread.tid(), leader && parent_is_us)?;
         }
-        wait_for_state(&self, PATIENCE, "end", |state| state.is_none_or(|state| matches!(state, 'Z' | 'X' | 'x')))
+        wait_for_state(&self, PATIENCE, "end", |state| {
+            state.is_none_or(|state| matches!(state, 'Z' | 'X' | 'x'))
+        })
     }
 
     /// Stopped as by SIGSTOP once this returns, so that SIGCONT lets it go on.
@@ -38,7 +43,9 @@ impl StoppedProcess {
             kill(self.pid, Signal::SIGSTOP).with_context(|| format!("send SIGSTOP to {}", self.pid))?;
         }
         self.detach_all()?;
-        wait_for_state(&self, PATIENCE, "stop", |state| state.is_none_or(|state| matches!(state, 'T' | 'Z' | 'X' | 'x')))
+        wait_for_state(&self, PATIENCE, "stop", |state| {
+            state.is_none_or(|state| matches!(state, 'T' | 'Z' | 'X' | 'x'))
+        })
     }
 
     /// Lets every thread go even where one is gone (another process may have killed it); tells of the first other error.
@@ -67,7 +74,13 @@ fn reap(tid: Pid, keep: bool) -> Result<()> {
         match nix::errno::Errno::result(rc) {
             Ok(_) | Err(nix::Error::ECHILD) => return Ok(()),
             Err(nix::Error::EINTR) => {}
-            Err(errno) => return Err(Error::Call { tid, name: "waitid", errno }),
+            Err(errno) => {
+                return Err(Error::Call {
+                    tid,
+                    name: "waitid",
+                    errno,
+                });
+            }
         }
     }
 }

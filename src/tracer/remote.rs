@@ -21,7 +21,9 @@ impl<'a> Remote<'a> {
     /// Borrows the registers of `process.threads()[thread]`. A page for results is mapped for the time of the loan, so read
     /// /proc/PID/maps before or after it. Signals that wait for the thread are delivered first, which changes its registers.
     pub fn borrow(process: &'a mut StoppedProcess, thread: usize) -> Result<Self> {
-        Ok(Remote { loan: Loan::begin(process, thread)? })
+        Ok(Remote {
+            loan: Loan::begin(process, thread)?,
+        })
     }
 
     /// The thread has its own registers again and nothing of the loan stays.
@@ -37,7 +39,11 @@ impl<'a> Remote<'a> {
     /// rt_sigaction(2) of one signal, of the whole process.
     pub fn sigaction(&mut self, signal: i32) -> Result<SignalAction> {
         let to = self.loan.results();
-        self.call("rt_sigaction", libc::SYS_rt_sigaction, [signal as u64, 0, to, SIGSET_LEN, 0, 0])?;
+        self.call(
+            "rt_sigaction",
+            libc::SYS_rt_sigaction,
+            [signal as u64, 0, to, SIGSET_LEN, 0, 0],
+        )?;
         Ok(signal_action(signal, &self.results::<SIGACTION_LEN>()?))
     }
 
@@ -47,7 +53,11 @@ impl<'a> Remote<'a> {
         self.call("sigaltstack", libc::SYS_sigaltstack, [0, to, 0, 0, 0, 0])?;
         // stack_t: ss_sp, ss_flags and padding, ss_size.
         let [sp, flags, size] = self.words()?;
-        Ok(SigAltStack { sp, flags: flags as u32 & !SS_ONSTACK, size })
+        Ok(SigAltStack {
+            sp,
+            flags: flags as u32 & !SS_ONSTACK,
+            size,
+        })
     }
 
     /// getitimer(2): ITIMER_REAL 0, ITIMER_VIRTUAL 1, ITIMER_PROF 2; of the process.
@@ -56,7 +66,10 @@ impl<'a> Remote<'a> {
         self.call("getitimer", libc::SYS_getitimer, [which as u64, to, 0, 0, 0, 0])?;
         // struct itimerval: the period, then the time left, in seconds and microseconds.
         let [interval_s, interval_us, left_s, left_us] = self.words()?;
-        Ok(TimerTime { left_ns: ns(left_s, left_us * 1000), interval_ns: ns(interval_s, interval_us * 1000) })
+        Ok(TimerTime {
+            left_ns: ns(left_s, left_us * 1000),
+            interval_ns: ns(interval_s, interval_us * 1000),
+        })
     }
 
     /// timer_gettime(2), by the kernel's id.
@@ -64,12 +77,19 @@ impl<'a> Remote<'a> {
         let to = self.loan.results();
         self.call("timer_gettime", libc::SYS_timer_gettime, [id as u64, to, 0, 0, 0, 0])?;
         let [interval_s, interval_ns, left_s, left_ns] = self.words()?;
-        Ok(TimerTime { left_ns: ns(left_s, left_ns), interval_ns: ns(interval_s, interval_ns) })
+        Ok(TimerTime {
+            left_ns: ns(left_s, left_ns),
+            interval_ns: ns(interval_s, interval_ns),
+        })
     }
 
     /// timer_getoverrun(2).
     pub fn timer_getoverrun(&mut self, id: i32) -> Result<i32> {
-        Ok(self.call("timer_getoverrun", libc::SYS_timer_getoverrun, [id as u64, 0, 0, 0, 0, 0])? as i32)
+        Ok(self.call(
+            "timer_getoverrun",
+            libc::SYS_timer_getoverrun,
+            [id as u64, 0, 0, 0, 0, 0],
+        )? as i32)
     }
 
     /// PR_GET_PDEATHSIG(2const), of the thread.
@@ -128,14 +148,21 @@ impl<'a> Remote<'a> {
     /// Some calls write fewer bytes than the word they are read as.
     fn clear_results(&mut self) -> Result<()> {
         let to = self.loan.results();
-        self.loan.memory().write_at(to, &[0; 8]).map_err(|error| Error::memory(self.loan.tid(), "the results", &error))
+        self.loan
+            .memory()
+            .write_at(to, &[0; 8])
+            .map_err(|error| Error::memory(self.loan.tid(), "the results", &error))
     }
 
     fn words<const N: usize>(&mut self) -> Result<[u64; N]> {
         let mut words = [0; N];
         for (i, word) in words.iter_mut().enumerate() {
             let at = self.loan.results() + 8 * i as u64;
-            *word = self.loan.memory().read_u64(at).map_err(|error| Error::memory(self.loan.tid(), "the results", &error))?;
+            *word = self
+                .loan
+                .memory()
+                .read_u64(at)
+                .map_err(|error| Error::memory(self.loan.tid(), "the results", &error))?;
         }
         Ok(words)
     }
@@ -155,7 +182,11 @@ impl<'a> Remote<'a> {
         match self.loan.call(number as u64, args)? {
             error @ -4095..=-1 => {
                 let errno = nix::Error::from_raw(-error as i32);
-                Err(Error::Call { tid: self.loan.tid(), name, errno })
+                Err(Error::Call {
+                    tid: self.loan.tid(),
+                    name,
+                    errno,
+                })
             }
             result => Ok(result as u64),
         }

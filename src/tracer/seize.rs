@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use nix::unistd::Pid;
 
-use super::process::{BeforeStop, StoppedProcess, StoppedThread, sched_clock};
 use super::proc::ProcDir;
+use super::process::{BeforeStop, StoppedProcess, StoppedThread, sched_clock};
 use super::refuse::{self, Candidate};
 use super::way_home::DeadBytes;
 use super::{Error, ProcessMemory, Result, Resume, Running, Stop, Stopped, seize_options};
@@ -25,7 +25,13 @@ pub fn seize(pid: Pid) -> anyhow::Result<StoppedProcess> {
     while seizure.seize_new_threads()? {
         seizure.wait_for_all()?;
     }
-    if seizure.proc.stat().with_context(|| format!("/proc/{pid}/stat"))?.start_time != start_time {
+    if seizure
+        .proc
+        .stat()
+        .with_context(|| format!("/proc/{pid}/stat"))?
+        .start_time
+        != start_time
+    {
         bail!("pid {pid} ended and another process has its number now");
     }
     seizure.into_process()
@@ -43,7 +49,14 @@ struct Seizure {
 
 impl Seizure {
     fn new(pid: Pid, proc: ProcDir) -> Self {
-        Seizure { pid, proc, known: HashSet::new(), running: Unstopped::default(), stopped: Vec::new(), before: HashMap::new() }
+        Seizure {
+            pid,
+            proc,
+            known: HashSet::new(),
+            running: Unstopped::default(),
+            stopped: Vec::new(),
+            before: HashMap::new(),
+        }
     }
 
     /// One pass over /proc/PID/task; false once it finds nobody new. Seizes and interrupts without waiting.
@@ -106,7 +119,11 @@ impl Seizure {
 
     /// EPERM also says that the task is ours already (born of one that we trace) or that it is ending.
     fn explain_denial(&mut self, tid: Pid) -> anyhow::Result<()> {
-        let tracer = self.proc.task_status(tid).ok().and_then(|status| status.number("TracerPid"));
+        let tracer = self
+            .proc
+            .task_status(tid)
+            .ok()
+            .and_then(|status| status.number("TracerPid"));
         match tracer {
             None => Ok(()), // gone
             Some(tracer) if tracer == i64::from(nix::unistd::gettid().as_raw()) => {
@@ -200,7 +217,11 @@ impl Seizure {
         } else {
             "it is in a call that cannot be interrupted"
         };
-        format!("pid {}: thread {tid} did not stop within {} s: {hint} (state {state}, {wchan})", self.pid, PATIENCE.as_secs())
+        format!(
+            "pid {}: thread {tid} did not stop within {} s: {hint} (state {state}, {wchan})",
+            self.pid,
+            PATIENCE.as_secs()
+        )
     }
 
     fn into_process(mut self) -> anyhow::Result<StoppedProcess> {
@@ -216,7 +237,14 @@ impl Seizure {
             return Err(Error::Gone(self.pid).into());
         }
         let (pid, proc, stopped_at_ns) = (self.pid, self.proc, sched_clock());
-        Ok(StoppedProcess { pid, proc, memory, threads, stopped_at_ns, not_send: PhantomData })
+        Ok(StoppedProcess {
+            pid,
+            proc,
+            memory,
+            threads,
+            stopped_at_ns,
+            not_send: PhantomData,
+        })
     }
 
     /// A freezer that was killed leaves threads on their way home; let them arrive before anything is read.
@@ -227,7 +255,11 @@ impl Seizure {
         let deadline = Instant::now() + PATIENCE;
         while let Some(at) = self.find_in_slots(&dead)? {
             if Instant::now() > deadline {
-                bail!("pid {}: thread {} does not leave an earlier loan", self.pid, self.stopped[at].tid());
+                bail!(
+                    "pid {}: thread {} does not leave an earlier loan",
+                    self.pid,
+                    self.stopped[at].tid()
+                );
             }
             let mut task = self.stopped.swap_remove(at);
             task.resume(Resume::Continue, 0)?;
@@ -263,7 +295,11 @@ impl Drop for Unstopped {
         let deadline = Instant::now() + Duration::from_millis(100);
         for running in self.0.drain(..) {
             if let Ok(Ok(stopped)) = running.wait_until(deadline) {
-                let signal = if let Stop::Signal(signal) = stopped.stop() { signal } else { 0 };
+                let signal = if let Stop::Signal(signal) = stopped.stop() {
+                    signal
+                } else {
+                    0
+                };
                 let _gone = stopped.detach(signal);
             }
         }

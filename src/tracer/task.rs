@@ -154,7 +154,7 @@ impl Stopped {
         };
         let name = "PTRACE_GETREGSET";
         request(
-            libc::PTRACE_GETREGSET as u32,
+            libc::PTRACE_GETREGSET,
             name,
             self.tid,
             note as usize,
@@ -171,7 +171,7 @@ impl Stopped {
         };
         let name = "PTRACE_SETREGSET";
         request(
-            libc::PTRACE_SETREGSET as u32,
+            libc::PTRACE_SETREGSET,
             name,
             self.tid,
             note as usize,

@@ -77,7 +77,11 @@ fn poll(tid: Pid) -> Result<Option<Waited>> {
         Ok(0) => Ok(None),
         Ok(_) => Ok(Some(decode(status))),
         Err(nix::Error::ECHILD) => Err(Error::Gone(tid)),
-        Err(errno) => Err(Error::Call { tid, name: "waitpid", errno }),
+        Err(errno) => Err(Error::Call {
+            tid,
+            name: "waitpid",
+            errno,
+        }),
     }
 }
 

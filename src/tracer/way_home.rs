@@ -44,13 +44,21 @@ impl DeadBytes {
 
     /// Finds a place: [vdso], else the last page of an executable private file mapping.
     pub fn find(pid: Pid, proc: &ProcDir, memory: &ProcessMemory) -> Result<Self> {
-        let lines = proc.read_text("maps").map_err(|error| Error::memory(pid, "/proc/PID/maps", &error))?;
-        let vdso = Self::of_vdso(proc, memory)
-            .filter(|dead| lines.lines().any(|line| line.ends_with("[vdso]") && maps_range(line).is_some_and(|m| m.has(dead))));
+        let lines = proc
+            .read_text("maps")
+            .map_err(|error| Error::memory(pid, "/proc/PID/maps", &error))?;
+        let vdso = Self::of_vdso(proc, memory).filter(|dead| {
+            lines
+                .lines()
+                .any(|line| line.ends_with("[vdso]") && maps_range(line).is_some_and(|m| m.has(dead)))
+        });
         vdso.into_iter()
             .chain(lines.lines().filter_map(|line| file_tail(line, proc)))
             .find(|dead| dead.is_dead(memory))
-            .ok_or_else(|| Error::Unexpected { tid: pid, what: "no executable page has 192 unused bytes at its end".into() })
+            .ok_or_else(|| Error::Unexpected {
+                tid: pid,
+                what: "no executable page has 192 unused bytes at its end".into(),
+            })
     }
 
     pub fn contains(&self, addr: u64) -> bool {
@@ -81,23 +89,37 @@ impl DeadBytes {
         let mut leftovers = Vec::new();
         let (mut newest, mut next) = (0, 0);
         for (i, bytes) in slots.chunks_exact(SLOT_LEN).enumerate() {
-            let Some((generation, results)) = Slot::left_behind(bytes) else { continue };
+            let Some((generation, results)) = Slot::left_behind(bytes) else {
+                continue;
+            };
             if generation >= newest {
                 (newest, next) = (generation, (i as u64 + 1) % self.slots());
             }
             if results != 0 {
-                leftovers.push(Leftover { slot: self.start + (i * SLOT_LEN) as u64, results });
+                leftovers.push(Leftover {
+                    slot: self.start + (i * SLOT_LEN) as u64,
+                    results,
+                });
             }
         }
-        Ok(FreeSlot { addr: self.start + next * SLOT_LEN as u64, generation: newest + 1, leftovers })
+        Ok(FreeSlot {
+            addr: self.start + next * SLOT_LEN as u64,
+            generation: newest + 1,
+            leftovers,
+        })
     }
 }
 
 /// AT_SYSINFO_EHDR of the auxiliary vector (getauxval(3)).
 fn vdso_base(auxv: &[u8]) -> Option<u64> {
-    let words: Vec<u64> =
-        auxv.chunks_exact(8).filter_map(|word| Some(u64::from_ne_bytes(word.try_into().ok()?))).collect();
-    words.chunks_exact(2).find(|pair| pair[0] == AT_SYSINFO_EHDR).map(|pair| pair[1])
+    let words: Vec<u64> = auxv
+        .chunks_exact(8)
+        .filter_map(|word| Some(u64::from_ne_bytes(word.try_into().ok()?)))
+        .collect();
+    words
+        .chunks_exact(2)
+        .find(|pair| pair[0] == AT_SYSINFO_EHDR)
+        .map(|pair| pair[1])
 }
 
 /// After the section headers and every PT_LOAD, up to the end of that page. The kernel maps the vDSO as whole pages, filled with zeros.
@@ -141,7 +163,10 @@ impl Range {
 
 fn maps_range(line: &str) -> Option<Range> {
     let (start, end) = line.split_whitespace().next()?.split_once('-')?;
-    Some(Range { start: u64::from_str_radix(start, 16).ok()?, end: u64::from_str_radix(end, 16).ok()? })
+    Some(Range {
+        start: u64::from_str_radix(start, 16).ok()?,
+        end: u64::from_str_radix(end, 16).ok()?,
+    })
 }
 
 /// The rest of the last page of a private r-x mapping of a file that ends in that page.
@@ -155,11 +180,19 @@ fn file_tail(line: &str, proc: &ProcDir) -> Option<DeadBytes> {
     let offset = u64::from_str_radix(offset, 16).ok()?;
     let name = line.split_whitespace().next()?;
     // The mapping itself leads to its file, also where that was deleted or lies in another mount namespace.
-    let size = proc.open_file(&format!("map_files/{name}"), nix::fcntl::OFlag::O_PATH).ok()?.metadata().ok()?.len();
+    let size = proc
+        .open_file(&format!("map_files/{name}"), nix::fcntl::OFlag::O_PATH)
+        .ok()?
+        .metadata()
+        .ok()?
+        .len();
     let file_end = range.start + size.checked_sub(offset)?;
     let last_page = range.end - PAGE;
     (last_page < file_end && file_end < range.end)
-        .then(|| DeadBytes { start: file_end.next_multiple_of(16), end: range.end })
+        .then(|| DeadBytes {
+            start: file_end.next_multiple_of(16),
+            end: range.end,
+        })
         .filter(|dead| dead.slots() > 0)
 }
 
@@ -183,7 +216,10 @@ mod tests {
 
     #[test]
     fn the_vdso_is_found_in_the_auxiliary_vector() {
-        let auxv: Vec<u8> = [6u64, 4096, 33, 0x7ffd_1234_0000, 0, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let auxv: Vec<u8> = [6u64, 4096, 33, 0x7ffd_1234_0000, 0, 0]
+            .iter()
+            .flat_map(|word| word.to_ne_bytes())
+            .collect();
         assert_eq!(vdso_base(&auxv), Some(0x7ffd_1234_0000));
     }
 
@@ -192,7 +228,13 @@ mod tests {
         // Linux 6.18.
         let line = "7ffe6f7b0000-7ffe6f7b2000 r-xp 00000000 00:00 0                          [vdso]";
         let range = maps_range(line).unwrap();
-        assert!(range.has(&DeadBytes { start: 0x7ffe_6f7b_1a00, end: 0x7ffe_6f7b_2000 }));
-        assert!(!range.has(&DeadBytes { start: 0x7ffe_6f7b_1a00, end: 0x7ffe_6f7b_3000 }));
+        assert!(range.has(&DeadBytes {
+            start: 0x7ffe_6f7b_1a00,
+            end: 0x7ffe_6f7b_2000
+        }));
+        assert!(!range.has(&DeadBytes {
+            start: 0x7ffe_6f7b_1a00,
+            end: 0x7ffe_6f7b_3000
+        }));
     }
 }

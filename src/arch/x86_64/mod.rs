@@ -1,13 +1,13 @@
 //! x86_64 (the 64-bit ABI; a 32-bit task is recognised and refused).
 
-pub mod probe;
 mod calls;
+pub mod probe;
 mod regs;
 mod signal;
 mod way_home;
 
 pub use calls::may_be_reissued;
-pub use regs::{Interrupted, Registers};
+pub use regs::{Interrupted, REGISTER_NAMES, Registers};
 pub use signal::{SIGACTION_LEN, signal_action};
 pub use way_home::{CALL_AT, RESULTS_AT, SLOT_LEN, Slot, as_resumed};
 

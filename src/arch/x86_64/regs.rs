@@ -142,7 +142,7 @@ impl Registers {
     pub fn interrupted(&self) -> Option<Interrupted> {
         self.syscall_number()?;
         match self.result() {
-            -512 | -513 | -514 => Some(Interrupted::Restarts),
+            -514..=-512 => Some(Interrupted::Restarts),
             -516 => Some(Interrupted::RestartBlock),
             -4 => Some(Interrupted::Fails),
             _ => None,

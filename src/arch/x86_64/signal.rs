@@ -7,5 +7,11 @@ pub const SIGACTION_LEN: usize = 32;
 
 pub fn signal_action(signal: i32, bytes: &[u8; SIGACTION_LEN]) -> SignalAction {
     let word = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes are eight"));
-    SignalAction { signal, handler: word(0), flags: word(8), restorer: word(16), mask: word(24) }
+    SignalAction {
+        signal,
+        handler: word(0),
+        flags: word(8),
+        restorer: word(16),
+        mask: word(24),
+    }
 }

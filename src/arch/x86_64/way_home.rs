@@ -71,7 +71,9 @@ impl Slot {
     pub fn to_bytes(self) -> [u8; SLOT_LEN] {
         let mut bytes = [0; SLOT_LEN];
         bytes[..VALUES_AT].copy_from_slice(&CODE);
-        let words = home_values(&self.home).into_iter().chain([self.generation, self.results]);
+        let words = home_values(&self.home)
+            .into_iter()
+            .chain([self.generation, self.results]);
         for (word, bytes) in words.zip(bytes[VALUES_AT..].chunks_exact_mut(8)) {
             bytes.copy_from_slice(&word.to_ne_bytes());
         }
@@ -129,7 +131,11 @@ mod tests {
 
     #[test]
     fn a_slot_left_behind_is_known_again() {
-        let slot = Slot { home: registers(), generation: 7, results: 0x7000 };
+        let slot = Slot {
+            home: registers(),
+            generation: 7,
+            results: 0x7000,
+        };
         let bytes = slot.to_bytes();
         assert_eq!(Slot::left_behind(&bytes), Some((7, 0x7000)));
         assert_eq!(Slot::left_behind(&[0; SLOT_LEN]), None);
@@ -146,6 +152,9 @@ mod tests {
         stopped.set_result(-516);
         assert_eq!(as_resumed(&stopped).result(), 219);
         stopped.set_result(5);
-        assert_eq!((as_resumed(&stopped).result(), as_resumed(&stopped).pc()), (5, 0x40_0002));
+        assert_eq!(
+            (as_resumed(&stopped).result(), as_resumed(&stopped).pc()),
+            (5, 0x40_0002)
+        );
     }
 }
