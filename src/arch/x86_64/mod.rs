@@ -7,7 +7,7 @@ mod signal;
 mod way_home;
 
 pub use calls::may_be_reissued;
-pub use regs::{Interrupted, REGISTER_NAMES, Registers};
+pub use regs::{Interrupted, Registers};
 pub use signal::{SIGACTION_LEN, signal_action};
 pub use way_home::{CALL_AT, RESULTS_AT, SLOT_LEN, Slot, as_resumed};
 
