@@ -3,7 +3,7 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
-use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, FsType, PROC_SUPER_MAGIC, SYSFS_MAGIC, fstatfs};
 use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
 
@@ -29,10 +29,12 @@ impl Kind for Regular {
 
     fn describe(probe: &Probe<'_>, _look: &mut Look<'_>) -> Result<Self, Unfit> {
         refuse_own_proc(probe)?;
-        Ok(Regular {
-            place: Place::describe(probe)?,
-            offset: probe.seen.info.pos,
-        })
+        let mut place = Place::describe(probe)?;
+        if is_synthetic(&probe.file)? {
+            (place.size, place.mtime_ns) = (0, UNKNOWN);
+        }
+        let offset = probe.seen.info.pos;
+        Ok(Regular { place, offset })
     }
 
     fn check(&self, description: &Description, check: &mut Check<'_>) {
@@ -40,6 +42,9 @@ impl Kind for Regular {
             return;
         };
         let size = u64::try_from(stat.st_size).unwrap_or(0);
+        if self.place.mtime_ns == UNKNOWN {
+            return;
+        }
         if size < self.place.size {
             let reason = format!(
                 "is now shorter than at the freeze: {size} bytes, and was {}",
@@ -59,6 +64,14 @@ impl Kind for Regular {
         seek(&file, self.offset)?;
         Ok(file)
     }
+}
+
+/// In place of the time of a file whose content the kernel makes up when it is read.
+const UNKNOWN: i64 = i64::MIN;
+
+fn is_synthetic(file: &OwnedFd) -> Result<bool> {
+    const SYNTHETIC: &[FsType] = &[PROC_SUPER_MAGIC, SYSFS_MAGIC, CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC];
+    Ok(SYNTHETIC.contains(&fstatfs(file).context("fstatfs")?.filesystem_type()))
 }
 
 /// A file of a process in /proc tells of that very process, and so would be another file at thaw.
