@@ -1,5 +1,5 @@
 //! What the tests of whole programs share: build a fixture, start it, freeze it, prove that it is gone, thaw it, ask it.
-#![allow(dead_code)] // each test file uses a part
+#![allow(dead_code, unused_macros)] // each test file uses a part
 
 pub mod build;
 pub mod output;
@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use output::Output;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 pub const CRYOPOD: &str = env!("CARGO_BIN_EXE_cryopod");
@@ -26,6 +26,11 @@ pub struct Program {
 
 impl Program {
     pub fn start(command: &mut Command) -> Self {
+        Program::start_reading(command, Stdio::null())
+    }
+
+    /// Starts with another stdin than /dev/null.
+    pub fn start_reading(command: &mut Command, stdin: Stdio) -> Self {
         // What leaked into the tests from whoever called them is nothing that the program should hold (and be refused for).
         // SAFETY: close_range(2) is async-signal-safe and touches descriptors only; they close at the exec that follows.
         unsafe {
@@ -37,7 +42,7 @@ impl Program {
             );
         }
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -74,9 +79,27 @@ impl Program {
         assert!(result.status.success(), "{command:?}: {}: {messages}", result.status);
     }
 
+    /// A script of perl, which knows all signals and needs no compiler, when it has written READY.
+    pub fn perl(script: &str, dir: &Path) -> Self {
+        Program::perl_reading(script, dir, Stdio::null())
+    }
+
+    pub fn perl_reading(script: &str, dir: &Path, stdin: Stdio) -> Self {
+        let mut command = Command::new("perl");
+        command.args(["-e", &format!("$| = 1; {script}")]).current_dir(dir);
+        let mut program = Program::start_reading(&mut command, stdin);
+        program.wait_for(|line| line == "READY");
+        program
+    }
+
     /// Thaws an image of the process `pid` in the foreground.
     pub fn thaw(image: &Path, pid: i32) -> Self {
-        let mut program = Program::start(Command::new(CRYOPOD).arg("thaw").arg(image));
+        Program::thaw_by(Command::new(CRYOPOD).arg("thaw").arg(image), pid, Stdio::null())
+    }
+
+    /// Runs a `cryopod thaw` that stays in the foreground, and waits until `pid` is there again.
+    pub fn thaw_by(command: &mut Command, pid: i32, stdin: Stdio) -> Self {
+        let mut program = Program::start_reading(command, stdin);
         let deadline = Instant::now() + PATIENCE;
         while parent(pid) != Some(program.child.id() as i32) {
             if let Some(status) = program.child.try_wait().expect("our own child can be waited for") {
@@ -100,6 +123,19 @@ impl Program {
             .wait_for(|line| line == "PASS" || line.starts_with("FAIL"), &mut self.child);
         let status = self.wait();
         assert!(status.success() && self.output.has("PASS"), "{status}: {}", self.output);
+    }
+
+    /// What the program, or the thaw in front of it, reads.
+    pub fn stdin(&mut self) -> ChildStdin {
+        self.child
+            .stdin
+            .take()
+            .expect("it was started with a pipe as stdin, and this is the first call")
+    }
+
+    /// Sends a signal to the program itself.
+    pub fn signal_program(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid), signal).expect("the program can be signalled");
     }
 
     /// Waits until a line of the output fulfils a condition, and returns it.
@@ -141,10 +177,42 @@ pub fn exists(pid: i32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
 
-fn parent(pid: i32) -> Option<i32> {
+/// A line of /proc/PID/status.
+pub fn status(pid: i32, name: &str) -> Option<String> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
-    line.trim().parse().ok()
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(line.trim().to_owned())
+}
+
+/// The letter of the process's state (proc_pid_status(5)): `T` is stopped.
+pub fn state(pid: i32) -> Option<char> {
+    status(pid, "State")?.chars().next()
+}
+
+fn parent(pid: i32) -> Option<i32> {
+    status(pid, "PPid")?.parse().ok()
+}
+
+/// Waits until something is so.
+pub fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Runs cryopod to its end.
+pub fn cryopod(args: &[&dyn AsRef<std::ffi::OsStr>]) -> std::process::Output {
+    let mut command = Command::new(CRYOPOD);
+    command.args(args.iter().map(|arg| arg.as_ref()));
+    command.output().expect("cryopod can be run")
+}
+
+pub fn stderr(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// A directory for the images of one test; empty and gone afterwards.

@@ -1,0 +1,308 @@
+//! What thaw is to the one who runs it: the program's exit code, its signals, its stdin; and what it refuses.
+
+mod common;
+
+use common::{CRYOPOD, Program, build, can_thaw, cryopod, exists, scratch, state, status, stderr, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::chown;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// A frozen program that is gone, and its image.
+struct Frozen {
+    dir: tempfile::TempDir,
+    image: PathBuf,
+    pid: i32,
+}
+
+impl Frozen {
+    /// A script that has written READY.
+    fn perl(script: &str) -> Option<Self> {
+        can_thaw().then(|| {
+            let dir = scratch();
+            let program = Program::perl(script, dir.path());
+            Frozen::program(dir, program)
+        })
+    }
+
+    fn program(dir: tempfile::TempDir, program: Program) -> Self {
+        let (image, pid) = (dir.path().join("app.img"), program.pid);
+        program.freeze(&image);
+        Frozen { dir, image, pid }
+    }
+
+    fn thaw(&self) -> Program {
+        Program::thaw(&self.image, self.pid)
+    }
+
+    fn go(&self) {
+        fs::write(self.dir.path().join("go"), "").expect("the directory takes a file");
+    }
+}
+
+const WAIT_FOR_GO: &str = r#"print "READY\n"; select(undef, undef, undef, 0.005) until -e "go";"#;
+
+#[test]
+fn the_exit_code_is_the_programs() {
+    let Some(frozen) = Frozen::perl(&format!("{WAIT_FOR_GO} exit 7")) else {
+        return;
+    };
+    let mut thaw = frozen.thaw();
+    frozen.go();
+    assert_eq!(thaw.wait().code(), Some(7));
+}
+
+#[test]
+fn a_program_that_a_signal_ends_gives_128_and_its_number() {
+    let Some(frozen) = Frozen::perl(WAIT_FOR_GO) else {
+        return;
+    };
+    let mut thaw = frozen.thaw();
+    thaw.signal_program(Signal::SIGKILL);
+    assert_eq!(thaw.wait().code(), Some(128 + 9));
+    let mut thaw = frozen.thaw(); // the image can be used again
+    thaw.signal(Signal::SIGTERM);
+    assert_eq!(thaw.wait().code(), Some(128 + 15));
+}
+
+#[test]
+fn signals_sent_to_thaw_reach_the_program() {
+    let names = ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "WINCH", "CONT"];
+    let handlers =
+        r#"for my $name (qw(INT TERM HUP QUIT USR1 USR2 WINCH CONT)) { $SIG{$name} = sub { print "got $name\n" } }"#;
+    let Some(frozen) = Frozen::perl(&format!("{handlers} {WAIT_FOR_GO}")) else {
+        return;
+    };
+    let mut thaw = frozen.thaw();
+    for name in names {
+        thaw.signal(format!("SIG{name}").parse().expect("it is a signal"));
+        let wanted = format!("got {name}");
+        thaw.wait_for(|line| line == wanted);
+    }
+    frozen.go();
+    assert_eq!(thaw.wait().code(), Some(0));
+}
+
+#[test]
+fn what_waited_on_stdin_comes_before_thaws_own() {
+    if !can_thaw() {
+        return;
+    }
+    let dir = scratch();
+    let script = format!(r#"{WAIT_FOR_GO} while (<STDIN>) {{ print "read $_" }} print "end\n""#);
+    let mut program = Program::perl_reading(&script, dir.path(), Stdio::piped());
+    let mut old_stdin = program.stdin();
+    old_stdin.write_all(b"first\nsecond\n").expect("a pipe takes that");
+    let frozen = Frozen::program(dir, program);
+    drop(old_stdin);
+
+    let mut command = Command::new(CRYOPOD);
+    let mut thaw = Program::thaw_by(command.arg("thaw").arg(&frozen.image), frozen.pid, Stdio::piped());
+    let mut new_stdin = thaw.stdin();
+    new_stdin.write_all(b"third\n").expect("a pipe takes that");
+    frozen.go();
+    thaw.wait_for(|line| line == "read third");
+    new_stdin.write_all(b"fourth\n").expect("a pipe takes that");
+    drop(new_stdin);
+    thaw.wait_for(|line| line == "end");
+    let lines = thaw.output.lines();
+    assert_eq!(lines, ["read first", "read second", "read third", "read fourth", "end"]);
+    assert_eq!(thaw.wait().code(), Some(0));
+}
+
+#[test]
+fn an_image_is_thawed_from_stdin_in_one_pass() {
+    let Some(frozen) = Frozen::perl(&format!("{WAIT_FOR_GO} exit 5")) else {
+        return;
+    };
+    let mut cat = Command::new("cat")
+        .arg(&frozen.image)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("cat is there");
+    let image = Stdio::from(cat.stdout.take().expect("it was asked for"));
+    let mut thaw = Program::thaw_by(Command::new(CRYOPOD).args(["thaw", "-"]), frozen.pid, image);
+    cat.wait().expect("it is our child");
+    frozen.go();
+    assert_eq!(thaw.wait().code(), Some(5));
+}
+
+#[test]
+fn detached_it_prints_the_pid_and_returns() {
+    let Some(frozen) = Frozen::perl(&format!(r#"{WAIT_FOR_GO} open(my $f, ">", "done"); exit 0"#)) else {
+        return;
+    };
+    let pid_file = frozen.dir.path().join("app.pid");
+    let thaw = Command::new(CRYOPOD)
+        .args(["thaw", "--detach", "--pid-file"])
+        .args([&pid_file, &frozen.image])
+        .stdin(Stdio::null())
+        .output()
+        .expect("cryopod runs");
+    assert!(thaw.status.success(), "{}", stderr(&thaw));
+    assert_eq!(String::from_utf8_lossy(&thaw.stdout).trim(), frozen.pid.to_string());
+    assert_eq!(
+        fs::read_to_string(&pid_file).expect("it was asked for").trim(),
+        frozen.pid.to_string()
+    );
+    assert!(exists(frozen.pid));
+    let session = nix::unistd::getsid(Some(Pid::from_raw(frozen.pid))).expect("it is there");
+    assert_ne!(
+        session,
+        nix::unistd::getsid(None).expect("we are there"),
+        "it is in our session"
+    );
+    frozen.go();
+    wait_until("the program does its work", || frozen.dir.path().join("done").exists());
+    wait_until("the program ends", || matches!(state(frozen.pid), None | Some('Z')));
+}
+
+#[test]
+fn left_stopped_it_waits_for_sigcont() {
+    let Some(frozen) = Frozen::perl(&format!("{WAIT_FOR_GO} exit 3")) else {
+        return;
+    };
+    frozen.go();
+    let mut command = Command::new(CRYOPOD);
+    let mut thaw = Program::thaw_by(
+        command.args(["thaw", "--stopped"]).arg(&frozen.image),
+        frozen.pid,
+        Stdio::null(),
+    );
+    wait_until("the program is stopped", || state(frozen.pid) == Some('T'));
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert_eq!(state(frozen.pid), Some('T'));
+    thaw.signal_program(Signal::SIGCONT);
+    assert_eq!(thaw.wait().code(), Some(3));
+}
+
+#[test]
+fn a_stopped_program_is_stopped_again() {
+    if !can_thaw() {
+        return;
+    }
+    let dir = scratch();
+    let program = Program::perl(&format!("{WAIT_FOR_GO} exit 4"), dir.path());
+    program.signal_program(Signal::SIGSTOP);
+    wait_until("the program is stopped", || state(program.pid) == Some('T'));
+    let frozen = Frozen::program(dir, program);
+    frozen.go();
+    let mut thaw = frozen.thaw();
+    wait_until("the program is stopped again", || state(frozen.pid) == Some('T'));
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert_eq!(state(frozen.pid), Some('T'));
+    thaw.signal_program(Signal::SIGCONT);
+    assert_eq!(thaw.wait().code(), Some(4));
+}
+
+#[test]
+fn a_pid_that_is_taken_is_refused_with_its_holder() {
+    if !can_thaw() {
+        return;
+    }
+    let dir = scratch();
+    let mut program = Program::perl(&format!("{WAIT_FOR_GO} exit 0"), dir.path());
+    let image = dir.path().join("app.img");
+    program.freeze_with(&image, &["--leave-running"]);
+    let thaw = cryopod(&[&"thaw", &image]);
+    assert_eq!(thaw.status.code(), Some(126), "{}", stderr(&thaw));
+    assert!(stderr(&thaw).contains(&program.pid.to_string()), "{}", stderr(&thaw));
+    assert!(stderr(&thaw).contains("perl"), "it tells by what: {}", stderr(&thaw));
+    fs::write(dir.path().join("go"), "").expect("the directory takes a file");
+    assert_eq!(program.wait().code(), Some(0));
+}
+
+#[test]
+fn a_mapped_file_that_changed_is_refused() {
+    if !can_thaw() {
+        return;
+    }
+    let dir = scratch();
+    let mut program = Program::start(build::fixture("memory/private_file.c").current_dir(dir.path()));
+    program.wait_for(|line| line == "READY");
+    let frozen = Frozen::program(dir, program);
+    let file = frozen.dir.path().join("private_file.data");
+    let content = fs::read(&file).expect("the fixture made it");
+    fs::write(&file, &content[4096..]).expect("it is ours");
+    let thaw = cryopod(&[&"thaw", &frozen.image]);
+    assert_eq!(thaw.status.code(), Some(126), "{}", stderr(&thaw));
+    assert!(stderr(&thaw).contains("private_file.data"), "{}", stderr(&thaw));
+    assert!(!exists(frozen.pid));
+    fs::remove_file(&file).expect("it is ours");
+    let thaw = cryopod(&[&"thaw", &frozen.image]);
+    assert!(
+        matches!(thaw.status.code(), Some(125 | 126)),
+        "{}: {}",
+        thaw.status,
+        stderr(&thaw)
+    );
+    assert!(stderr(&thaw).contains("private_file.data"), "{}", stderr(&thaw));
+    assert!(!exists(frozen.pid));
+}
+
+#[test]
+fn a_cut_off_image_leaves_nothing_behind() {
+    let Some(frozen) = Frozen::perl(WAIT_FOR_GO) else {
+        return;
+    };
+    let image = fs::read(&frozen.image).expect("it was written");
+    for len in [0, 10, 100, image.len() / 2, image.len() - 1] {
+        fs::write(&frozen.image, &image[..len]).expect("it is ours");
+        let thaw = cryopod(&[&"thaw", &frozen.image]);
+        assert_eq!(thaw.status.code(), Some(125), "{len} bytes: {}", stderr(&thaw));
+        assert!(!exists(frozen.pid), "{len} bytes left a process behind");
+    }
+}
+
+/// An image is a program: root does not run that of somebody else who asks for more than is theirs.
+#[test]
+fn root_does_not_thaw_what_others_could_have_written() {
+    let Some(frozen) = Frozen::perl(&format!("{WAIT_FOR_GO} exit 6")) else {
+        return;
+    };
+    chown(&frozen.image, Some(65534), Some(65534)).expect("root may do that");
+    let thaw = cryopod(&[&"thaw", &frozen.image]);
+    assert_eq!(thaw.status.code(), Some(126), "{}", stderr(&thaw));
+    assert!(stderr(&thaw).contains("--trust"), "{}", stderr(&thaw));
+    assert!(!exists(frozen.pid));
+    let mut command = Command::new(CRYOPOD);
+    let mut thaw = Program::thaw_by(
+        command.args(["thaw", "--trust"]).arg(&frozen.image),
+        frozen.pid,
+        Stdio::null(),
+    );
+    frozen.go();
+    assert_eq!(thaw.wait().code(), Some(6));
+}
+
+#[test]
+fn a_thaw_that_is_killed_half_way_leaves_nothing_or_the_whole_program() {
+    let Some(frozen) = Frozen::perl(WAIT_FOR_GO) else {
+        return;
+    };
+    for micros in (0..20_000).step_by(500) {
+        let mut thaw = Command::new(CRYOPOD)
+            .arg("thaw")
+            .arg(&frozen.image)
+            .spawn()
+            .expect("cryopod runs");
+        std::thread::sleep(std::time::Duration::from_micros(micros));
+        thaw.kill().expect("it is our child");
+        thaw.wait().expect("it is our child");
+        // Whole is what runs perl; the half-built goes with its thaw (PTRACE_O_EXITKILL), which takes a moment.
+        wait_until("what is there is whole", || match state(frozen.pid) {
+            None => true,
+            Some('t') => false,
+            Some(_) => status(frozen.pid, "Name").as_deref() == Some("perl"),
+        });
+        if exists(frozen.pid) {
+            assert_eq!(status(frozen.pid, "TracerPid").as_deref(), Some("0"));
+            kill(Pid::from_raw(frozen.pid), Signal::SIGKILL).expect("it is our program");
+            wait_until("the program is gone", || matches!(state(frozen.pid), None | Some('Z')));
+            wait_until("its new parent reaps it", || !exists(frozen.pid));
+        }
+    }
+}
