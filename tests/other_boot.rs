@@ -64,6 +64,7 @@ impl PageSource for Memory {
 fn rewrite(image: &Path, change: impl FnOnce(&mut Snapshot)) {
     let mut reader = Reader::open(File::open(image).expect("it was written")).expect("it is an image");
     let mut snapshot = reader.snapshot().expect("it has a state");
+    let (machine, page_size) = (reader.header().machine, reader.header().page_size);
     let memory = Mutex::new(Memory::default());
     reader
         .pages(2, &|run| {
@@ -80,6 +81,8 @@ fn rewrite(image: &Path, change: impl FnOnce(&mut Snapshot)) {
     let options = Options {
         compression: Compression::Auto,
         jobs: 2,
+        machine,
+        page_size,
         progress: &|_| {},
         cancelled: &AtomicBool::new(false),
     };

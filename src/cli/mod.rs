@@ -103,12 +103,14 @@ impl Cli {
     pub fn reader_left(&self, error: &anyhow::Error) -> bool {
         let only_prints = matches!(
             self.command,
-            Command::Check(_) | Command::Inspect(_) | Command::Verify(_)
+            Command::Check(_) | Command::Demo(_) | Command::Inspect(_) | Command::Verify(_)
         );
-        only_prints
-            && error
+        let broken_pipe = |cause: &(dyn std::error::Error + 'static)| {
+            cause
                 .downcast_ref::<std::io::Error>()
                 .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+        };
+        only_prints && error.chain().any(broken_pipe)
     }
 
     fn verbosity(&self) -> Verbosity {
