@@ -18,11 +18,16 @@ impl Coverage {
     /// Of a snapshot that was validated.
     pub fn new(snapshot: &Snapshot, page_size: u32) -> Self {
         let page_size = u64::from(page_size);
+        // Mappings that touch are one: a run of pages may go on from one to the next.
         let mappings = |vmas: &[Vma]| {
-            vmas.iter()
-                .filter(|vma| owns_pages(vma))
-                .map(|vma| (vma.start, vma.end))
-                .collect()
+            let mut ranges: Vec<(u64, u64)> = Vec::new();
+            for vma in vmas.iter().filter(|vma| owns_pages(vma)) {
+                match ranges.last_mut() {
+                    Some(last) if last.1 == vma.start => last.1 = vma.end,
+                    _ => ranges.push((vma.start, vma.end)),
+                }
+            }
+            ranges
         };
         Coverage {
             page_size,
@@ -71,9 +76,10 @@ impl Coverage {
     }
 }
 
-/// Shared memory belongs to its object or file, and the kernel's own mappings to the kernel.
+/// Shared memory belongs to its object or file, and the kernel's own mappings to the kernel. A private mapping of either has pages of
+/// its own once they are written to.
 fn owns_pages(vma: &Vma) -> bool {
-    !vma.shared && matches!(vma.backing, Backing::Anonymous | Backing::File { .. })
+    !vma.shared && !matches!(vma.backing, Backing::Kernel(_))
 }
 
 /// Adds a range to ranges that do not touch; false if it overlaps one.

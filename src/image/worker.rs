@@ -125,12 +125,14 @@ impl Worker<'_> {
 /// Moves the pages of a piece that are not zeros to its beginning, lists them, and says how many bytes they are.
 fn thin_out(piece: &Extent, memory: &mut [u8], page_size: usize, runs: &mut Vec<Run>) -> usize {
     let mut kept = 0;
+    // Runs end where pieces end: the next piece may belong to another mapping.
+    let first = runs.len();
     for at in (0..memory.len()).step_by(page_size) {
         let zero = is_zero(&memory[at..at + page_size]);
         if zero && piece.zeros == Zeros::LeaveOut {
             continue;
         }
-        push_page(runs, piece.space, piece.offset + at as u64, page_size as u64, zero);
+        push_page(runs, first, piece.offset + at as u64, page_size as u64, (piece.space, zero));
         if !zero {
             if kept != at {
                 memory.copy_within(at..at + page_size, kept);
@@ -141,8 +143,8 @@ fn thin_out(piece: &Extent, memory: &mut [u8], page_size: usize, runs: &mut Vec<
     kept
 }
 
-fn push_page(runs: &mut Vec<Run>, space: Space, offset: u64, len: u64, zero: bool) {
-    match runs.last_mut() {
+fn push_page(runs: &mut Vec<Run>, first: usize, offset: u64, len: u64, (space, zero): (Space, bool)) {
+    match runs[first..].last_mut() {
         Some(run) if run.space == space && run.zero == zero && run.offset + run.len == offset => run.len += len,
         _ => runs.push(Run {
             space,
