@@ -43,6 +43,8 @@ pub struct BeforeStop {
     pub wchan: String,
     /// se.exec_start of /proc/PID/sched: when it last got on a CPU (or was last ticked), by the scheduler's clock.
     pub exec_start_ns: Option<u64>,
+    /// How often it gave up the CPU by itself (proc_pid_status(5)): whether it slept on until the stop.
+    pub voluntary_switches: Option<u64>,
 }
 
 impl StoppedProcess {
@@ -220,6 +222,19 @@ impl StoppedThread {
         self.rseq.as_ref()
     }
 
+    /// Whether system calls of the thread may be sent to the thread itself (prctl(2), PR_SET_SYSCALL_USER_DISPATCH). Before Linux 6.4
+    /// ptrace does not tell.
+    pub fn dispatches_system_calls(&self) -> Result<bool> {
+        const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
+        let name = "PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG";
+        let mut configuration = [0u64; 4]; // mode, selector, offset, len
+        let (size, to) = (size_of_val(&configuration), configuration.as_mut_ptr() as usize);
+        match self.task.request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, name, size, to) {
+            Err(error) if error.errno() == Some(nix::Error::EIO) => Ok(false),
+            other => other.map(|_| configuration[0] != 0),
+        }
+    }
+
     /// get_robust_list(2).
     pub fn robust_list(&self) -> Result<Option<RobustList>> {
         let (mut head, mut len) = (0u64, 0usize);
@@ -315,6 +330,7 @@ impl BeforeStop {
         BeforeStop {
             wchan: proc.read_text(&format!("task/{tid}/wchan")).unwrap_or_default(),
             exec_start_ns: exec_start(&sched),
+            voluntary_switches: field(&sched, "nr_voluntary_switches").and_then(|count| count.parse().ok()),
         }
     }
 }
@@ -327,9 +343,13 @@ pub(super) fn sched_clock() -> Option<u64> {
 
 /// `se.exec_start : 1378367.670365`, in milliseconds with six decimals (proc_sched_show_task(), kernel/sched/debug.c).
 fn exec_start(sched: &str) -> Option<u64> {
-    let line = sched.lines().find(|line| line.starts_with("se.exec_start"))?;
-    let (whole, decimals) = line.split_once(':')?.1.trim().split_once('.')?;
+    let (whole, decimals) = field(sched, "se.exec_start")?.split_once('.')?;
     Some(whole.parse::<u64>().ok()? * 1_000_000 + decimals.parse::<u64>().ok()?)
+}
+
+fn field<'a>(sched: &'a str, name: &str) -> Option<&'a str> {
+    let line = sched.lines().find(|line| line.starts_with(name))?;
+    Some(line.split_once(':')?.1.trim())
 }
 
 #[cfg(test)]
