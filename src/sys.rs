@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 pub mod fds;
 pub mod probe;
+pub mod process;
 
 /// Whether the kernel gave this process rights by its executable: set-user-ID, set-group-ID, file capabilities.
 pub fn at_secure() -> bool {

@@ -59,6 +59,11 @@ impl SharedObjects {
         Ok(index)
     }
 
+    /// The index of an object that is known already, by st_dev and st_ino.
+    pub fn find(&self, device: u64, inode: u64) -> Option<u32> {
+        self.by_inode.get(&(device, inode)).copied()
+    }
+
     /// The objects, and for each a descriptor to read its content.
     pub fn into_parts(self) -> (Vec<SharedObject>, Vec<OwnedFd>) {
         (self.objects, self.files)
