@@ -20,3 +20,17 @@ pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 pub const REGSETS: &[u32] = &[0x202];
 /// The instruction that enters the kernel.
 pub const SYSCALL_INSTRUCTION: &[u8] = &[0x0f, 0x05];
+
+/// Numbers of system calls (arch/x86/entry/syscalls/syscall_64.tbl) that a thread may be caught in.
+pub mod syscall {
+    pub const POLL: u64 = 7;
+    pub const NANOSLEEP: u64 = 35;
+    pub const RT_SIGTIMEDWAIT: u64 = 128;
+    pub const FUTEX: u64 = 202;
+    pub const RESTART_SYSCALL: u64 = 219;
+    pub const SEMTIMEDOP: u64 = 220;
+    pub const CLOCK_NANOSLEEP: u64 = 230;
+    pub const EPOLL_WAIT: u64 = 232;
+    pub const EPOLL_PWAIT: u64 = 281;
+    pub const EPOLL_PWAIT2: u64 = 441;
+}

@@ -1,0 +1,90 @@
+//! All facts about one process that describe decides upon: values, without a process behind them.
+
+use super::files::Found;
+use super::memory::Area;
+use super::objects::Object;
+use super::pagemap::Populated;
+use super::status::Status;
+use super::surroundings::Surroundings;
+use crate::fd::Looked;
+use crate::image::state::{
+    Clocks, Host, MemoryLayout, Name, PosixTimer, Rlimit, SharedObject, SigInfo, SignalAction, Thread, TimerTime,
+};
+
+#[derive(Debug)]
+pub struct Facts {
+    pub pid: i32,
+    pub host: Host,
+    pub clocks: Clocks,
+    pub process: ProcessFacts,
+    pub surroundings: Surroundings,
+    pub mappings: Vec<Mapping>,
+    /// The mappings of the kernel's own in cryopod itself, which are as this kernel makes them.
+    pub kernel_areas: Vec<Area>,
+    pub threads: Vec<ThreadFacts>,
+    pub descriptors: Looked,
+    pub shared_objects: Vec<SharedFacts>,
+}
+
+#[derive(Debug)]
+pub struct ProcessFacts {
+    pub ppid: i32,
+    pub pgid: i32,
+    pub sid: i32,
+    pub umask: u32,
+    pub exe: (Name, Found),
+    pub cwd: Place,
+    pub root: Place,
+    pub personality: u32,
+    pub oom_score_adj: i32,
+    pub dumpable: u32,
+    pub coredump_filter: u32,
+    pub child_subreaper: bool,
+    /// As PR_GET_THP_DISABLE returns it: 0, or 1 with flags (Linux 6.18).
+    pub thp_disable: u32,
+    /// PR_GET_MDWE: memory-deny-write-execute.
+    pub mdwe: u32,
+    pub layout: MemoryLayout,
+    pub auxv: Vec<u8>,
+    pub signal_actions: Vec<SignalAction>,
+    pub pending: Vec<SigInfo>,
+    pub stopped_by: Option<i32>,
+    pub interval_timers: [TimerTime; 3],
+    pub posix_timers: Vec<PosixTimer>,
+    pub rlimits: Vec<Rlimit>,
+}
+
+/// A directory, and whether its path still leads to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub path: Name,
+    pub is_there: bool,
+}
+
+#[derive(Debug)]
+pub struct Mapping {
+    pub area: Area,
+    pub object: Object,
+    pub populated: Populated,
+}
+
+/// A thread, ready for the image, and what may stand against it.
+#[derive(Debug)]
+pub struct ThreadFacts {
+    pub thread: Thread,
+    pub status: Status,
+    /// Of the 64-bit ABI, not a 32-bit one.
+    pub is_native: bool,
+    pub foreign_namespaces: Vec<String>,
+    /// What it has of its own that threads usually share with the leader: `its table of descriptors`.
+    pub unshared: Vec<&'static str>,
+    /// Syscall user dispatch is on (prctl(2), PR_SET_SYSCALL_USER_DISPATCH).
+    pub dispatches: bool,
+}
+
+/// A shared object and the stretches of it that hold data, as offset and length.
+#[derive(Debug)]
+pub struct SharedFacts {
+    pub object: SharedObject,
+    pub data: Vec<(u64, u64)>,
+}

@@ -1,0 +1,193 @@
+//! Facts about a stopped process, read only: from /proc, from its registers, and by asking it what no interface shows.
+#![deny(unsafe_code)]
+
+mod asked;
+mod clocks;
+mod facts;
+mod files;
+mod limits;
+mod memory;
+mod objects;
+mod pagemap;
+mod proc;
+mod process;
+mod scheduling;
+mod source;
+mod status;
+mod surroundings;
+mod threads;
+mod timers;
+mod waits;
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::{Context, Result};
+
+use crate::fd::{self, SharedObjects};
+use crate::image::state::{PosixTimer, SharedObject};
+use crate::tracer::{ProcessMemory, StoppedProcess};
+use asked::Answers;
+use objects::Finder;
+use pagemap::Scanner;
+use threads::{Look, Restrictions};
+
+pub use facts::{Facts, Mapping, Place, ProcessFacts, SharedFacts, ThreadFacts};
+pub use files::Found;
+pub use memory::Area;
+pub use objects::{Object, given_name};
+pub use pagemap::Populated;
+pub use proc::ProcDir;
+pub use source::Source;
+pub use status::Status;
+pub use surroundings::{Relative, Surroundings, is_frozen, tracees};
+
+/// Facts, and descriptors to read the content of shared objects.
+pub struct Collected {
+    pub facts: Facts,
+    pub objects: Vec<OwnedFd>,
+}
+
+/// `tracees` were looked for before the process was stopped.
+pub fn collect(process: &mut StoppedProcess, tracees: Vec<Relative>) -> Result<Collected> {
+    let dir = ProcDir::of(process.proc()).context("duplicate /proc/PID")?;
+    let clocks = clocks::clocks(&dir)?;
+    let restrictions = process.threads().iter().map(|thread| Restrictions::of(&dir, thread));
+    let restrictions = restrictions.collect::<Result<Vec<_>>>()?;
+    let mut timers = timers::posix_timers(&dir)?.unwrap_or_default();
+    // Threads that may not be asked are refused, so that their answers are not missed.
+    let mut answers = match restrictions.iter().all(Restrictions::may_be_asked) {
+        true => asked::ask(process, &mut timers)?,
+        false => Answers::default(),
+    };
+    // From here on nothing of the process changes: a loan may have let a signal in.
+    let threads = threads(process, &dir, restrictions, std::mem::take(&mut answers.threads))?;
+    let mut shared = SharedObjects::new()?;
+    let descriptors = fd::look(process.pid(), dir.as_fd(), &mut shared)?;
+    let mappings = mappings(&dir, &mut shared)?;
+    let (objects, files) = shared.into_parts();
+    let facts = Facts {
+        pid: process.pid().as_raw(),
+        host: process::host(&vdso(&mappings, process.memory())?)?,
+        clocks,
+        process: process_facts(process, &dir, answers, timers)?,
+        surroundings: surroundings(process, tracees, threads[0].foreign_namespaces.clone())?,
+        mappings,
+        kernel_areas: kernel_areas()?,
+        threads,
+        descriptors,
+        shared_objects: shared_facts(objects, &files)?,
+    };
+    Ok(Collected { facts, objects: files })
+}
+
+fn threads(
+    process: &StoppedProcess,
+    dir: &ProcDir,
+    restrictions: Vec<Restrictions>,
+    answers: Vec<asked::ThreadAnswers>,
+) -> Result<Vec<ThreadFacts>> {
+    let look = Look { dir, process };
+    let mut answers = answers.into_iter();
+    let each = process.threads().iter().zip(restrictions);
+    each.map(|(thread, restrictions)| {
+        let facts = look.thread(thread, restrictions, answers.next().unwrap_or_default());
+        facts.with_context(|| format!("thread {}", thread.tid()))
+    })
+    .collect()
+}
+
+fn surroundings(process: &StoppedProcess, tracees: Vec<Relative>, foreign: Vec<String>) -> Result<Surroundings> {
+    let children = process.children().context("children")?;
+    let children: Vec<i32> = children.into_iter().map(|child| child.as_raw()).collect();
+    let sharers = surroundings::sharers(process.pid().as_raw())?;
+    Ok(Surroundings {
+        // A child that shares memory (vfork(2)) is a child first.
+        sharers: sharers
+            .into_iter()
+            .filter(|sharer| !children.contains(&sharer.pid))
+            .collect(),
+        children: children.into_iter().map(surroundings::relative).collect(),
+        tracees,
+        foreign_namespaces: foreign,
+    })
+}
+
+fn mappings(dir: &ProcDir, shared: &mut SharedObjects) -> Result<Vec<Mapping>> {
+    let scanner = Scanner::new(dir)?;
+    let mut finder = Finder::new(dir, shared);
+    let mut mappings = Vec::new();
+    for area in memory::areas(dir)? {
+        let object = finder.find(&area);
+        // Pages of shared mappings belong to their object; those of the kernel's own are made anew.
+        let has_own_pages = !area.shared && object != Object::Kernel;
+        let populated = match has_own_pages {
+            true => scanner.populated(&area, object == Object::Anonymous)?,
+            false => Populated::default(),
+        };
+        mappings.push(Mapping {
+            area,
+            object,
+            populated,
+        });
+    }
+    Ok(mappings)
+}
+
+fn kernel_areas() -> Result<Vec<Area>> {
+    let mut areas = memory::areas(&ProcDir::by_pid(std::process::id() as i32).context("open /proc/self")?)?;
+    areas.retain(objects::is_kernel);
+    Ok(areas)
+}
+
+fn vdso(mappings: &[Mapping], memory: &ProcessMemory) -> Result<Vec<u8>> {
+    let Some(Mapping { area, .. }) = mappings.iter().find(|mapping| mapping.area.name == b"[vdso]") else {
+        return Ok(Vec::new());
+    };
+    let mut bytes = vec![0; area.len() as usize];
+    memory.read_at(area.start, &mut bytes).context("read [vdso]")?;
+    Ok(bytes)
+}
+
+fn shared_facts(objects: Vec<SharedObject>, files: &[OwnedFd]) -> Result<Vec<SharedFacts>> {
+    let facts = |(object, file): (SharedObject, &OwnedFd)| {
+        Ok(SharedFacts {
+            data: source::data(file, object.size).context("shared memory")?,
+            object,
+        })
+    };
+    objects.into_iter().zip(files).map(facts).collect()
+}
+
+fn process_facts(
+    process: &StoppedProcess,
+    dir: &ProcDir,
+    answers: Answers,
+    posix_timers: Vec<PosixTimer>,
+) -> Result<ProcessFacts> {
+    let stat = process::stat(dir)?;
+    let exe = dir.link("exe")?;
+    Ok(ProcessFacts {
+        ppid: stat.ppid,
+        pgid: stat.pgrp,
+        sid: stat.session,
+        umask: Status::of(dir)?.umask,
+        exe: (exe.clone(), files::behind_link(dir, "exe", &exe)),
+        cwd: process::place(dir, "cwd")?,
+        root: process::place(dir, "root")?,
+        personality: process::hex(dir, "personality")?,
+        oom_score_adj: process::decimal(dir, "oom_score_adj")?,
+        dumpable: answers.dumpable,
+        coredump_filter: process::coredump_filter(dir)?,
+        child_subreaper: answers.child_subreaper,
+        thp_disable: answers.thp_disable,
+        mdwe: answers.mdwe,
+        layout: process::layout(&stat, answers.brk)?,
+        auxv: dir.read("auxv")?,
+        signal_actions: answers.signal_actions,
+        pending: process.threads()[0].shared_pending()?,
+        stopped_by: process.group_stop(),
+        interval_timers: answers.interval_timers,
+        posix_timers,
+        rlimits: limits::limits(dir)?,
+    })
+}

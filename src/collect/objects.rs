@@ -1,0 +1,165 @@
+//! What lies behind each mapping: nothing, a file, memory with an inode of its own, the kernel, or something else.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+
+use anyhow::Result;
+
+use super::files::{self, Found};
+use super::memory::Area;
+use super::proc::ProcDir;
+use crate::fd::SharedObjects;
+use crate::image::state::Name;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Object {
+    /// Private anonymous memory.
+    Anonymous,
+    /// [vdso], [vvar] and their like: the kernel's own, which every process has.
+    Kernel,
+    File(Found),
+    /// Index of a shared object, or the reason why it has none.
+    Shared(Result<u32, String>),
+    /// System V shared memory (shmat(2)).
+    SystemV,
+    /// What has no path: io_uring, perf events, drivers.
+    Other,
+}
+
+/// What the name in maps says; the object itself is still to be looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Anonymous,
+    Kernel,
+    File,
+    Shared,
+    SystemV,
+    Other,
+}
+
+/// Names are those of show_map_vma() and arch_vma_name(); shared anonymous memory is a deleted `/dev/zero` (shmem_zero_setup()).
+fn class(area: &Area) -> Class {
+    let name = area.name.as_slice();
+    match name {
+        b"" | b"[heap]" | b"[stack]" if area.inode == 0 && !area.shared => Class::Anonymous,
+        // mmap_zero(): a private mapping of /dev/zero is anonymous memory in all but name.
+        b"/dev/zero" if !area.shared => Class::Anonymous,
+        b"/dev/zero (deleted)" => Class::Shared,
+        b"[vdso]" => Class::Kernel,
+        _ if name.starts_with(b"[vvar") => Class::Kernel,
+        _ if name.starts_with(b"[anon:") => Class::Anonymous,
+        _ if name.starts_with(b"[anon_shmem:") || name.starts_with(b"/memfd:") => Class::Shared,
+        _ if name.starts_with(b"/SYSV") => Class::SystemV,
+        _ if name.starts_with(b"/") => Class::File,
+        _ => Class::Other,
+    }
+}
+
+/// A mapping of the kernel's own, as every process has them.
+pub fn is_kernel(area: &Area) -> bool {
+    class(area) == Class::Kernel
+}
+
+/// The name that PR_SET_VMA_ANON_NAME gave a mapping (prctl(2)).
+pub fn given_name(area: &Area) -> Name {
+    let inner = [&b"[anon:"[..], b"[anon_shmem:"]
+        .iter()
+        .find_map(|prefix| area.name.strip_prefix(*prefix));
+    inner
+        .and_then(|name| name.strip_suffix(b"]"))
+        .unwrap_or_default()
+        .to_vec()
+}
+
+/// Looks objects up, each file once.
+pub struct Finder<'a> {
+    process: &'a ProcDir,
+    shared: &'a mut SharedObjects,
+    files: HashMap<((u32, u32), u64, Name), Found>,
+}
+
+impl<'a> Finder<'a> {
+    pub fn new(process: &'a ProcDir, shared: &'a mut SharedObjects) -> Self {
+        Finder {
+            process,
+            shared,
+            files: HashMap::new(),
+        }
+    }
+
+    pub fn find(&mut self, area: &Area) -> Object {
+        match class(area) {
+            Class::Anonymous => Object::Anonymous,
+            Class::Kernel => Object::Kernel,
+            Class::SystemV => Object::SystemV,
+            Class::Other => Object::Other,
+            Class::Shared => Object::Shared(self.shared_object(area)),
+            Class::File => Object::File(self.file(area)),
+        }
+    }
+
+    fn file(&mut self, area: &Area) -> Found {
+        let key = (area.device, area.inode, area.name.clone());
+        self.files
+            .entry(key)
+            .or_insert_with(|| files::behind_mapping(self.process, area))
+            .clone()
+    }
+
+    /// Opened through map_files; without the privilege for that, a descriptor of the process that refers to it must do.
+    fn shared_object(&mut self, area: &Area) -> Result<u32, String> {
+        let (major, minor) = area.device;
+        if let Some(index) = self.shared.find(libc::makedev(major, minor), area.inode) {
+            return Ok(index);
+        }
+        match self.process.open(&format!("map_files/{:x}-{:x}", area.start, area.end)) {
+            Ok(file) => self
+                .shared
+                .intern(OwnedFd::from(file))
+                .map_err(|error| format!("{error:#}")),
+            Err(nix::Error::EPERM) => Err("can only be opened with the capability CAP_CHECKPOINT_RESTORE".into()),
+            Err(errno) => Err(format!("cannot be opened: {}", errno.desc())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn classified(name: &str, inode: u64, shared: bool) -> Class {
+        class(&Area {
+            name: name.into(),
+            inode,
+            shared,
+            ..Area::default()
+        })
+    }
+
+    #[test]
+    fn mappings_are_told_apart_by_name() {
+        assert_eq!(classified("", 0, false), Class::Anonymous);
+        assert_eq!(classified("[heap]", 0, false), Class::Anonymous);
+        assert_eq!(classified("/dev/zero", 5, false), Class::Anonymous);
+        assert_eq!(classified("/dev/zero (deleted)", 1026, true), Class::Shared);
+        assert_eq!(classified("/memfd:x (deleted)", 7, false), Class::Shared);
+        assert_eq!(classified("/SYSV00000000 (deleted)", 7, true), Class::SystemV);
+        assert_eq!(classified("/usr/bin/cat", 7, false), Class::File);
+        assert_eq!(classified("[vvar_vclock]", 0, false), Class::Kernel);
+        assert_eq!(classified("anon_inode:[io_uring]", 7, true), Class::Other);
+        assert_eq!(classified("[uprobes]", 0, false), Class::Other);
+    }
+
+    #[test]
+    fn a_given_name_is_taken_out_of_its_brackets() {
+        let named = |name: &str| {
+            given_name(&Area {
+                name: name.into(),
+                ..Area::default()
+            })
+        };
+        assert_eq!(named("[anon:glibc: malloc]"), b"glibc: malloc");
+        assert_eq!(named("[anon_shmem:x]"), b"x");
+        assert_eq!(named("[heap]"), b"");
+    }
+}

@@ -1,0 +1,271 @@
+//! Which pages of a mapping hold something of their own: by PAGEMAP_SCAN (Linux 6.7), else by reading /proc/PID/pagemap.
+//!
+//! Both skip what was never touched, so that giant reservations cost nothing.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result};
+
+use super::memory::Area;
+use super::proc::ProcDir;
+use crate::sys::process::{self as sys, PageRegion, ScanRequest};
+
+const PAGE: u64 = 4096;
+
+/// Pages in runs, in ascending order, as start and end addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Populated {
+    /// Pages whose content belongs to the process: anonymous ones, swapped or not, without the zero page.
+    pub runs: Vec<(u64, u64)>,
+    /// Guard regions (madvise(2), MADV_GUARD_INSTALL), which have no content and fault.
+    pub guards: Vec<(u64, u64)>,
+}
+
+impl Populated {
+    pub fn bytes(&self) -> u64 {
+        self.runs.iter().map(|(start, end)| end - start).sum()
+    }
+}
+
+/// How pages are found on this kernel.
+#[derive(Debug)]
+pub struct Scanner {
+    pagemap: File,
+    method: Method,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// PAGEMAP_SCAN that knows guard regions (PAGE_IS_GUARD, Linux 6.16).
+    ScanWithGuards,
+    /// PAGEMAP_SCAN, Linux 6.7.
+    Scan,
+    /// Entries of /proc/PID/pagemap.
+    Entries,
+}
+
+impl Scanner {
+    pub fn new(dir: &ProcDir) -> Result<Self> {
+        let pagemap = dir.open("pagemap").context("open pagemap")?;
+        let method = [Method::ScanWithGuards, Method::Scan]
+            .into_iter()
+            .find(|method| sys::pagemap_scan(&pagemap, &probe(*method), &mut []).is_ok())
+            .unwrap_or(Method::Entries);
+        Ok(Scanner { pagemap, method })
+    }
+
+    /// The pages of `area` that differ from what mapping it again would give: a file or a shared object, or (`anonymous`) nothing.
+    pub fn populated(&self, area: &Area, anonymous: bool) -> Result<Populated> {
+        match self.method {
+            // An old kernel has no guard regions, and smaps tells the mappings that hold nothing.
+            Method::Entries if area.resident + area.swapped == 0 => Ok(Populated::default()),
+            Method::Entries => self.read_entries(area),
+            Method::Scan | Method::ScanWithGuards => self.scan(area, anonymous),
+        }
+        .with_context(|| format!("pages of {}", area.label()))
+    }
+
+    fn scan(&self, area: &Area, anonymous: bool) -> Result<Populated> {
+        let mut found = Populated::default();
+        let mut request = request(self.method, area, anonymous);
+        let mut regions = vec![PageRegion::default(); 1024];
+        while request.start < area.end {
+            let (count, walked) = sys::pagemap_scan(&self.pagemap, &request, &mut regions)?;
+            for region in &regions[..count] {
+                let list = if region.categories & PAGE_IS_GUARD != 0 {
+                    &mut found.guards
+                } else {
+                    &mut found.runs
+                };
+                append(list, region.start, region.end);
+            }
+            request.start = walked;
+        }
+        Ok(found)
+    }
+
+    /// Stops as soon as all pages that smaps counted are found, so that the untouched rest of a big area is not read.
+    fn read_entries(&self, area: &Area) -> Result<Populated> {
+        let mut found = Populated::default();
+        let mut missing = (area.resident + area.swapped) / PAGE;
+        let mut buffer = vec![0u8; 1 << 20];
+        let mut at = area.start;
+        while at < area.end && missing > 0 {
+            let want = ((area.end - at) / PAGE * 8).min(buffer.len() as u64) as usize;
+            self.pagemap
+                .read_exact_at(&mut buffer[..want], at / PAGE * 8)
+                .context("read")?;
+            for (i, entry) in buffer[..want].chunks_exact(8).enumerate() {
+                let entry = Entry(u64::from_ne_bytes(entry.try_into().expect("chunks of 8")));
+                missing = missing.saturating_sub(u64::from(entry.is_counted()));
+                if entry.is_own() {
+                    let page = at + i as u64 * PAGE;
+                    append(&mut found.runs, page, page + PAGE);
+                }
+            }
+            at += want as u64 / 8 * PAGE;
+        }
+        Ok(found)
+    }
+}
+
+/// An entry of /proc/PID/pagemap (proc_pid_pagemap(5)).
+#[derive(Clone, Copy)]
+struct Entry(u64);
+
+impl Entry {
+    fn is_present(self) -> bool {
+        self.0 >> 63 & 1 == 1
+    }
+
+    fn is_swapped(self) -> bool {
+        self.0 >> 62 & 1 == 1
+    }
+
+    /// A page of a file, or of shared memory.
+    fn is_file(self) -> bool {
+        self.0 >> 61 & 1 == 1
+    }
+
+    fn is_own(self) -> bool {
+        (self.is_present() || self.is_swapped()) && !self.is_file()
+    }
+
+    /// Certainly one of those that smaps counts as Rss or Swap. The zero page, which it does not count, looks like an
+    /// anonymous page that is mapped twice: leave both out, so that the count is never reached too early.
+    fn is_counted(self) -> bool {
+        let exclusive = self.0 >> 56 & 1 == 1;
+        self.is_swapped() || self.is_present() && (exclusive || self.is_file())
+    }
+}
+
+fn append(list: &mut Vec<(u64, u64)>, start: u64, end: u64) {
+    match list.last_mut() {
+        Some(last) if last.1 == start => last.1 = end,
+        _ => list.push((start, end)),
+    }
+}
+
+/// include/uapi/linux/fs.h.
+const PAGE_IS_FILE: u64 = 1 << 2;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+const PAGE_IS_PFNZERO: u64 = 1 << 5;
+const PAGE_IS_GUARD: u64 = 1 << 8;
+
+/// Present or swapped, and no page of a file. In anonymous memory the zero page is as good as none; in a mapping of a file it
+/// hides the file's content.
+fn request(method: Method, area: &Area, anonymous: bool) -> ScanRequest {
+    let without = if anonymous {
+        PAGE_IS_FILE | PAGE_IS_PFNZERO
+    } else {
+        PAGE_IS_FILE
+    };
+    let guard = if method == Method::ScanWithGuards {
+        PAGE_IS_GUARD
+    } else {
+        0
+    };
+    ScanRequest {
+        start: area.start,
+        end: area.end,
+        inverted: without,
+        all_of: without,
+        any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        returned: guard,
+    }
+}
+
+/// An empty range: the kernel only checks the arguments.
+fn probe(method: Method) -> ScanRequest {
+    ScanRequest {
+        start: 0,
+        end: 0,
+        ..request(method, &Area::default(), true)
+    }
+}
+
+#[cfg(test)]
+#[allow(unsafe_code)]
+mod tests {
+    use super::*;
+    use crate::collect::memory;
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+    /// Maps `pages` of anonymous memory and touches the pages given.
+    fn sparse(pages: usize, touched: &[usize]) -> (std::ptr::NonNull<std::ffi::c_void>, usize) {
+        let len = std::num::NonZero::new(pages * PAGE as usize).unwrap();
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let at = unsafe { mmap_anonymous(None, len, prot, flags) }.unwrap();
+        for page in touched {
+            // SAFETY: within the mapping made above.
+            unsafe { at.byte_add(page * PAGE as usize).cast::<u8>().write(1) };
+        }
+        (at, len.get())
+    }
+
+    fn found_by(method: Method, pages: usize, touched: &[usize]) -> Vec<u64> {
+        let dir = ProcDir::by_pid(std::process::id() as i32).unwrap();
+        let (at, len) = sparse(pages, touched);
+        let base = at.as_ptr() as u64;
+        let areas = memory::areas(&dir).unwrap();
+        let area = areas
+            .iter()
+            .find(|area| area.start <= base && base < area.end)
+            .unwrap()
+            .clone();
+        let area = Area {
+            start: base,
+            end: base + len as u64,
+            ..area
+        };
+        let scanner = Scanner {
+            method,
+            ..Scanner::new(&dir).unwrap()
+        };
+        let found = scanner.populated(&area, true).unwrap();
+        // SAFETY: nobody else knows the mapping.
+        unsafe { munmap(at, len) }.unwrap();
+        found
+            .runs
+            .iter()
+            .flat_map(|&(start, end)| (start..end).step_by(PAGE as usize))
+            .map(|page| (page - base) / PAGE)
+            .collect()
+    }
+
+    #[test]
+    fn only_touched_pages_of_a_sixteen_tebibyte_reservation_are_found() {
+        let pages = (16 << 40) / PAGE as usize;
+        let method = Scanner::new(&ProcDir::by_pid(std::process::id() as i32).unwrap())
+            .unwrap()
+            .method;
+        if method != Method::Entries {
+            let found = found_by(method, pages, &[0, 7_000_000, pages - 1]);
+            assert!([0, 7_000_000, pages as u64 - 1].iter().all(|page| found.contains(page)));
+            assert!(found.len() <= 3 * 512);
+        }
+    }
+
+    #[test]
+    fn both_methods_agree() {
+        let touched = [3, 4, 1000, 4095];
+        let wanted: Vec<u64> = touched.iter().map(|page| *page as u64).collect();
+        let entries = found_by(Method::Entries, 4096, &touched);
+        // A huge page may have been put there: then its neighbours are populated, too.
+        assert!(wanted.iter().all(|page| entries.contains(page)));
+        assert_eq!(
+            found_by(
+                Scanner::new(&ProcDir::by_pid(std::process::id() as i32).unwrap())
+                    .unwrap()
+                    .method,
+                4096,
+                &touched
+            ),
+            entries
+        );
+    }
+}

@@ -1,0 +1,126 @@
+//! What ties a process to others: children, tracees, namespaces, and what its threads do not share with each other.
+
+use anyhow::{Context, Result};
+
+use super::proc::{ProcDir, all_processes};
+use super::status::Status;
+use crate::sys::process::{self as sys, Shared};
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    pub children: Vec<Relative>,
+    /// Tasks that a thread of the process traces.
+    pub tracees: Vec<Relative>,
+    /// Processes that share its memory or its table of descriptors without being threads of it.
+    pub sharers: Vec<Relative>,
+    /// Names in /proc/PID/ns of those that are not ours.
+    pub foreign_namespaces: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relative {
+    pub pid: i32,
+    pub name: String,
+    pub is_zombie: bool,
+}
+
+/// Looked at from outside, without stopping the process: a pass over all of /proc.
+pub fn tracees(process: &ProcDir) -> Result<Vec<Relative>> {
+    let threads = process.numbers("task")?;
+    let mut tracees = Vec::new();
+    for pid in all_processes()? {
+        // A process that ends meanwhile is no tracee.
+        let Ok(dir) = ProcDir::by_pid(pid) else { continue };
+        for tid in dir.numbers("task").unwrap_or_default() {
+            let status = dir.thread(tid).and_then(|thread| Status::of(&thread));
+            if status.is_ok_and(|status| status.tracer != 0 && threads.contains(&status.tracer)) {
+                tracees.push(relative(tid));
+            }
+        }
+    }
+    Ok(tracees)
+}
+
+/// Processes outside that share memory or descriptors, as after clone(2) with CLONE_VM or CLONE_FILES. Without kcmp(2), or without the
+/// right to compare, nobody can tell: those of other users do not share.
+pub fn sharers(pid: i32) -> Result<Vec<Relative>> {
+    let shares = |other: i32, what| sys::share(pid, other, what).unwrap_or(false);
+    let is_sharer =
+        |&other: &i32| other != pid && (shares(other, Shared::Memory) || shares(other, Shared::Descriptors));
+    let sharers = all_processes()?.into_iter().filter(is_sharer);
+    Ok(sharers.map(relative).collect())
+}
+
+/// One that ends meanwhile has no name.
+pub fn relative(pid: i32) -> Relative {
+    let Ok(dir) = ProcDir::by_pid(pid) else {
+        return Relative {
+            pid,
+            name: String::new(),
+            is_zombie: false,
+        };
+    };
+    let is_zombie = Status::of(&dir).is_ok_and(|status| status.state == 'Z');
+    Relative {
+        pid,
+        name: dir.text("comm").unwrap_or_default(),
+        is_zombie,
+    }
+}
+
+/// Of all namespaces (namespaces(7)) only that of time may be another: its offsets are part of the image.
+const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "user", "uts"];
+
+/// The namespaces of a thread that are not ours. Each thread has its own; a kernel without one has no such link.
+pub fn foreign_namespaces(thread: &ProcDir) -> Result<Vec<String>> {
+    let own = ProcDir::by_pid(std::process::id() as i32).context("open /proc/self")?;
+    let mut foreign = Vec::new();
+    for name in NAMESPACES {
+        let link = format!("ns/{name}");
+        let Ok(ours) = own.link(&link) else { continue };
+        if thread.link(&link).context("namespaces")? != ours {
+            foreign.push(name.to_owned());
+        }
+    }
+    let entered = |name: &str| thread.link(&format!("ns/{name}")).ok();
+    if entered("time") != entered("time_for_children") {
+        foreign.push("time_for_children".into());
+    }
+    Ok(foreign)
+}
+
+/// Whether the control group of the process is frozen: the tasks of such a group cannot be stopped by a tracer.
+pub fn is_frozen(process: &ProcDir) -> bool {
+    let Ok(groups) = process.text("cgroup") else {
+        return false;
+    };
+    groups.lines().any(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        match (fields.next(), fields.next()) {
+            (Some(""), Some(path)) => unified_frozen(path),
+            (Some("freezer"), Some(path)) => {
+                let state = std::fs::read_to_string(format!("/sys/fs/cgroup/freezer{path}/freezer.state"));
+                state.is_ok_and(|state| state.trim() != "THAWED")
+            }
+            _ => false,
+        }
+    })
+}
+
+/// `frozen 1` in cgroup.events says that the group, or one above it, is frozen.
+fn unified_frozen(path: &str) -> bool {
+    let events = std::fs::read_to_string(format!("/sys/fs/cgroup{path}/cgroup.events"));
+    events.is_ok_and(|events| events.lines().any(|line| line == "frozen 1"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_namespaces_are_ours() {
+        let own = ProcDir::by_pid(std::process::id() as i32).unwrap();
+        assert_eq!(foreign_namespaces(&own).unwrap(), Vec::<String>::new());
+        assert!(!is_frozen(&own));
+    }
+}

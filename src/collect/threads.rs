@@ -1,0 +1,127 @@
+//! What each thread has of its own: registers, signals, credentials, the call it was caught in.
+
+use anyhow::{Context, Result};
+
+use super::asked::ThreadAnswers;
+use super::facts::ThreadFacts;
+use super::proc::ProcDir;
+use super::scheduling;
+use super::status::Status;
+use super::surroundings::foreign_namespaces;
+use super::waits;
+use crate::arch::Interrupted;
+use crate::image::state::{Credentials, RegSet, Thread, TimedWait};
+use crate::sys::process::{self as sys, Shared};
+use crate::tracer::{StoppedProcess, StoppedThread};
+
+/// What stands against asking a thread: a call that a filter forbids would kill it, one in 32-bit code would be another call.
+#[derive(Debug)]
+pub struct Restrictions {
+    pub status: Status,
+    pub is_native: bool,
+    pub dispatches: bool,
+}
+
+impl Restrictions {
+    pub fn of(process: &ProcDir, thread: &StoppedThread) -> Result<Self> {
+        Ok(Restrictions {
+            status: Status::of(&process.thread(thread.tid().as_raw())?)?,
+            is_native: thread.regs().is_native(),
+            dispatches: thread.dispatches_system_calls()?,
+        })
+    }
+
+    pub fn may_be_asked(&self) -> bool {
+        self.is_native && self.status.seccomp == 0 && !self.dispatches
+    }
+}
+
+/// What all threads of one process are looked at with.
+pub struct Look<'a> {
+    pub dir: &'a ProcDir,
+    pub process: &'a StoppedProcess,
+}
+
+impl Look<'_> {
+    pub fn thread(&self, stopped: &StoppedThread, known: Restrictions, answers: ThreadAnswers) -> Result<ThreadFacts> {
+        let Restrictions {
+            status,
+            is_native,
+            dispatches,
+        } = known;
+        let tid = stopped.tid().as_raw();
+        let dir = self.dir.thread(tid)?;
+        let (regsets, timed_wait) = self.untangle(&dir, stopped)?;
+        let thread = Thread {
+            tid,
+            name: name(&dir)?,
+            regsets,
+            sigmask: stopped.sigmask()?,
+            pending: stopped.pending()?,
+            sigaltstack: answers.sigaltstack,
+            robust_list: stopped.robust_list()?,
+            clear_child_tid: answers.clear_child_tid,
+            rseq: stopped.rseq().copied(),
+            pdeath_signal: answers.pdeath_signal,
+            credentials: Credentials {
+                securebits: answers.securebits,
+                ..status.credentials.clone()
+            },
+            scheduling: scheduling::scheduling(tid).context("scheduling")?,
+            timed_wait,
+        };
+        let foreign_namespaces = foreign_namespaces(&dir)?;
+        Ok(ThreadFacts {
+            thread,
+            status,
+            is_native,
+            foreign_namespaces,
+            unshared: self.unshared(tid)?,
+            dispatches,
+        })
+    }
+
+    /// The call that the thread was caught in, with the registers as they should be after a thaw: the restart block dies with the
+    /// thread, so restart_syscall(2) becomes the call it stood for again, and one that waits for no time is plainly issued again.
+    fn untangle(&self, dir: &ProcDir, stopped: &StoppedThread) -> Result<(Vec<RegSet>, Option<TimedWait>)> {
+        let mut regsets = stopped.regsets()?;
+        let mut regs = *stopped.regs();
+        let caught = waits::caught_in(stopped, dir, self.process.stopped_at_ns(), self.process.memory());
+        if let Some(caught) = &caught {
+            regs.set_syscall_number(caught.number);
+        }
+        let timed = caught.and_then(|caught| caught.timed);
+        if timed.is_none() && regs.interrupted() == Some(Interrupted::RestartBlock) {
+            regs.reissue();
+        }
+        regsets[0].data = regs.as_bytes().to_vec();
+        Ok((regsets, timed))
+    }
+
+    /// What the thread does not share with the leader, though threads usually do (clone(2)). Without kcmp(2) in the kernel nobody can
+    /// tell, and hardly any program does it.
+    fn unshared(&self, tid: i32) -> Result<Vec<&'static str>> {
+        let all = [
+            (Shared::Descriptors, "its table of descriptors"),
+            (Shared::FileSystem, "its working directory, root and umask"),
+            (Shared::SemaphoreUndo, "its System V semaphore adjustments"),
+        ];
+        let leader = self.process.pid().as_raw();
+        let mut own = Vec::new();
+        for (what, name) in all {
+            match sys::share(leader, tid, what) {
+                Ok(true) | Err(nix::Error::ENOSYS | nix::Error::EOPNOTSUPP) => {}
+                Ok(false) => own.push(name),
+                Err(errno) => return Err(errno).context("kcmp"),
+            }
+        }
+        Ok(own)
+    }
+}
+
+/// /proc/PID/task/TID/comm, without the line break that ends it.
+fn name(dir: &ProcDir) -> Result<Vec<u8>> {
+    let mut name = dir.read("comm")?;
+    name.pop();
+    Ok(name)
+}
