@@ -1,0 +1,125 @@
+//! Facts → what the image will say, or why the process cannot be frozen. Pure: all refusals are found here, all at once.
+#![deny(unsafe_code)]
+
+mod mappings;
+mod refusals;
+
+use crate::collect::{Facts, ProcessFacts, ThreadFacts};
+use crate::image::pages::Extent;
+use crate::image::state::{File, Memory, Name, Process, Snapshot};
+use crate::refusal::{Refusal, Refused};
+
+/// What goes into the image: its state, and which memory.
+#[derive(Debug)]
+pub struct Described {
+    pub snapshot: Snapshot,
+    pub extents: Vec<Extent>,
+    /// What is carried but may differ after a thaw, for people.
+    pub warnings: Vec<String>,
+}
+
+impl Described {
+    /// Bytes of memory to be stored, before compression.
+    pub fn memory_bytes(&self) -> u64 {
+        self.extents.iter().map(|extent| extent.len).sum()
+    }
+}
+
+pub fn describe(facts: Facts) -> Result<Described, Refused> {
+    let mut files = FileTable::default();
+    let mut refusals = refusals::of_process(&facts);
+    let memory = mappings::describe(&facts, &mut files, &mut refusals);
+    let exe = files.executable(&facts, &mut refusals);
+    refusals.extend(facts.descriptors.refusals.iter().cloned());
+    if !refusals.is_empty() {
+        return Err(Refused(refusals));
+    }
+    let process = process(facts.pid, facts.process, exe, memory.vmas, facts.threads);
+    let snapshot = Snapshot {
+        host: facts.host,
+        clocks: facts.clocks,
+        processes: vec![process],
+        fd_tables: vec![facts.descriptors.table],
+        descriptions: facts.descriptors.descriptions,
+        shared_objects: facts.shared_objects.into_iter().map(|shared| shared.object).collect(),
+        files: files.0,
+    };
+    Ok(Described {
+        snapshot,
+        extents: memory.extents,
+        warnings: facts.descriptors.warnings,
+    })
+}
+
+fn process(
+    pid: i32,
+    facts: ProcessFacts,
+    exe: u32,
+    vmas: Vec<crate::image::state::Vma>,
+    threads: Vec<ThreadFacts>,
+) -> Process {
+    Process {
+        pid,
+        ppid: facts.ppid,
+        pgid: facts.pgid,
+        sid: facts.sid,
+        exe,
+        cwd: facts.cwd.path,
+        root: facts.root.path,
+        umask: facts.umask,
+        personality: facts.personality,
+        oom_score_adj: facts.oom_score_adj,
+        dumpable: facts.dumpable,
+        coredump_filter: facts.coredump_filter,
+        child_subreaper: facts.child_subreaper,
+        thp_disable: facts.thp_disable != 0,
+        memory: Memory {
+            vmas,
+            layout: facts.layout,
+            auxv: facts.auxv,
+        },
+        fd_table: 0,
+        signal_actions: facts.signal_actions,
+        pending: facts.pending,
+        stopped_by: facts.stopped_by,
+        interval_timers: facts.interval_timers,
+        posix_timers: facts.posix_timers,
+        rlimits: facts.rlimits,
+        threads: threads.into_iter().map(|thread| thread.thread).collect(),
+    }
+}
+
+/// Snapshot::files, each file once.
+#[derive(Debug, Default)]
+struct FileTable(Vec<File>);
+
+impl FileTable {
+    fn index(&mut self, file: &File) -> u32 {
+        let at = self.0.iter().position(|known| known == file).unwrap_or_else(|| {
+            self.0.push(file.clone());
+            self.0.len() - 1
+        });
+        u32::try_from(at).expect("a process has at most vm.max_map_count mappings, which is an int")
+    }
+
+    /// The executable; where it cannot be carried, a refusal, and a number that nobody will see.
+    fn executable(&mut self, facts: &Facts, refusals: &mut Vec<Refusal>) -> u32 {
+        let (path, found) = &facts.process.exe;
+        match refusals::unfit_file(found) {
+            Ok(file) => self.index(file),
+            Err((reason, remedy)) => {
+                refusals.push(Refusal::new(
+                    facts.pid,
+                    format!("executable {}", shown(path)),
+                    reason,
+                    remedy,
+                ));
+                0
+            }
+        }
+    }
+}
+
+fn shown(path: &Name) -> String {
+    String::from_utf8_lossy(path).into_owned()
+}

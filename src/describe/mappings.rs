@@ -1,0 +1,146 @@
+//! Mappings → vmas of the image and the stretches of memory to store.
+
+use super::{FileTable, refusals};
+use crate::collect::{Area, Facts, Mapping, Object, Populated, given_name};
+use crate::image::pages::{Extent, Space, Zeros};
+use crate::image::state::{Backing, Vma};
+use crate::refusal::Refusal;
+
+#[derive(Debug, Default)]
+pub struct Described {
+    pub vmas: Vec<Vma>,
+    pub extents: Vec<Extent>,
+}
+
+pub fn describe(facts: &Facts, files: &mut FileTable, refusals: &mut Vec<Refusal>) -> Described {
+    let mut described = Described::default();
+    for mapping in &facts.mappings {
+        match backing(mapping, files) {
+            Ok(backing) => described.push(mapping, backing),
+            Err((reason, remedy)) => refusals.push(Refusal::new(facts.pid, mapping.area.label(), reason, remedy)),
+        }
+    }
+    refusals.extend(kernel_areas(facts));
+    for (index, shared) in (0..).zip(&facts.shared_objects) {
+        let space = Space::Shared(index);
+        // Holes of the object are left out already; a page of zeros in it reads like a hole.
+        let zeros = Zeros::LeaveOut;
+        described
+            .extents
+            .extend(shared.data.iter().map(|&(offset, len)| Extent {
+                space,
+                offset,
+                len,
+                zeros,
+            }));
+    }
+    described
+}
+
+impl Described {
+    fn push(&mut self, mapping: &Mapping, backing: Backing) {
+        let Mapping { area, populated, .. } = mapping;
+        let zeros = if backing == Backing::Anonymous {
+            Zeros::LeaveOut
+        } else {
+            Zeros::Keep
+        };
+        let runs = if keeps_content(mapping) {
+            populated.runs.as_slice()
+        } else {
+            &[]
+        };
+        self.extents.extend(runs.iter().map(|&(start, end)| Extent {
+            space: Space::Process(0),
+            offset: start,
+            len: end - start,
+            zeros,
+        }));
+        self.vmas.push(Vma {
+            start: area.start,
+            end: area.end,
+            prot: area.prot,
+            shared: area.shared,
+            backing,
+            flags: area.flags.clone(),
+            name: given_name(area),
+            guards: populated.guards.clone(),
+            resident: runs.iter().map(|(start, end)| end - start).sum(),
+        });
+    }
+}
+
+/// Not the kernel's own, which a thaw maps anew; and not droppable memory (MAP_DROPPABLE, Linux 6.11), which the program expects to
+/// find empty at any time: it holds the state of the C library's random numbers, which must not come out twice.
+fn keeps_content(mapping: &Mapping) -> bool {
+    mapping.object != Object::Kernel && !mapping.area.flags.has(b"dp")
+}
+
+fn backing(mapping: &Mapping, files: &mut FileTable) -> Result<Backing, (String, String)> {
+    let Mapping {
+        area,
+        object,
+        populated,
+    } = mapping;
+    if *object == Object::Kernel {
+        return Ok(Backing::Kernel(String::from_utf8_lossy(&area.name).into_owned()));
+    }
+    refusals::unfit_area(area, populated)?;
+    match object {
+        Object::Anonymous => Ok(Backing::Anonymous),
+        Object::File(found) => {
+            let file = refusals::unfit_file(found)?;
+            Ok(Backing::File {
+                file: files.index(file),
+                offset: area.offset,
+            })
+        }
+        Object::Shared(Ok(object)) => Ok(Backing::Shared {
+            object: *object,
+            offset: area.offset,
+        }),
+        Object::Shared(Err(reason)) => Err((reason.clone(), String::new())),
+        Object::SystemV => Err((
+            "is System V shared memory, which cryopod does not carry yet".into(),
+            "detach it first (shmdt(2))".into(),
+        )),
+        Object::Other | Object::Kernel => Err((
+            "is memory of the kernel or of a driver, which cryopod does not carry".into(),
+            refusals::CLOSE.into(),
+        )),
+    }
+}
+
+/// The mappings of the kernel must be there as the kernel makes them, since a thaw can only ask for the whole set.
+fn kernel_areas(facts: &Facts) -> Option<Refusal> {
+    let theirs: Vec<&Area> = facts
+        .mappings
+        .iter()
+        .filter(|mapping| mapping.object == Object::Kernel)
+        .map(|mapping| &mapping.area)
+        .collect();
+    let ours: Vec<&Area> = facts.kernel_areas.iter().collect();
+    if shape(&theirs) == shape(&ours) {
+        return None;
+    }
+    Some(Refusal::new(
+        facts.pid,
+        "[vdso]",
+        "is not mapped as the kernel maps it: the program has moved or unmapped parts of it",
+        "",
+    ))
+}
+
+/// Names with places relative to the first.
+fn shape<'a>(areas: &[&'a Area]) -> Vec<(&'a [u8], u64, u64)> {
+    let base = areas.first().map_or(0, |area| area.start);
+    areas
+        .iter()
+        .map(|area| (area.name.as_slice(), area.start - base, area.len()))
+        .collect()
+}
+
+/// What cannot be told from [`Populated`] alone is a mapping whose pages we could not read.
+pub fn is_unreadable(area: &Area, populated: &Populated) -> bool {
+    !area.flags.has(b"mr") && !area.shared && !populated.runs.is_empty()
+}

@@ -1,0 +1,243 @@
+//! What stands against a freeze, and what can be done about it.
+
+use super::mappings::is_unreadable;
+use super::shown;
+use crate::collect::{Area, Facts, Found, Populated, Relative, ThreadFacts};
+use crate::image::state::File;
+use crate::refusal::Refusal;
+
+pub const CLOSE: &str = "let the program close what it belongs to first";
+
+/// All but mappings, the executable and descriptors.
+pub fn of_process(facts: &Facts) -> Vec<Refusal> {
+    let mut refusals = Refusals {
+        pid: facts.pid,
+        list: Vec::new(),
+    };
+    refusals.relatives(facts);
+    refusals.surroundings(facts);
+    refusals.settings(facts);
+    refusals.places(facts);
+    for thread in &facts.threads {
+        refusals.thread(facts, thread);
+    }
+    refusals.list
+}
+
+struct Refusals {
+    pid: i32,
+    list: Vec<Refusal>,
+}
+
+impl Refusals {
+    fn add(&mut self, object: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) {
+        self.list.push(Refusal::new(self.pid, object, reason, remedy));
+    }
+
+    fn relatives(&mut self, facts: &Facts) {
+        for child in &facts.surroundings.children {
+            let name = named("child", child);
+            if child.is_zombie {
+                self.add(
+                    name,
+                    "has ended and waits for its parent to ask how, which cryopod does not carry yet",
+                    "try again",
+                );
+            } else {
+                self.add(
+                    name,
+                    "would be left behind: cryopod carries one process yet, without children",
+                    "end it first",
+                );
+            }
+        }
+        for tracee in &facts.surroundings.tracees {
+            let remedy = "let the debugger detach first";
+            self.add(
+                named("task", tracee),
+                "is traced by it, and a tracer cannot be carried yet",
+                remedy,
+            );
+        }
+        for sharer in &facts.surroundings.sharers {
+            self.add(
+                named("process", sharer),
+                "shares its memory or descriptors with it, which cryopod does not carry yet",
+                "",
+            );
+        }
+    }
+
+    fn surroundings(&mut self, facts: &Facts) {
+        for namespace in &facts.surroundings.foreign_namespaces {
+            self.namespace("the process", namespace);
+        }
+    }
+
+    /// What prctl(2) sets for the whole process.
+    fn settings(&mut self, facts: &Facts) {
+        if facts.process.mdwe != 0 {
+            self.add(
+                "the process",
+                "denies itself writable code (PR_SET_MDWE), which cryopod does not carry yet",
+                "",
+            );
+        }
+        if facts.process.thp_disable > 1 {
+            self.add(
+                "the process",
+                "disables huge pages with flags (PR_SET_THP_DISABLE), which cryopod does not carry yet",
+                "",
+            );
+        }
+    }
+
+    fn namespace(&mut self, who: &str, namespace: &str) {
+        let remedy = "run cryopod in the same namespaces (nsenter(1))";
+        self.add(
+            who,
+            format!("is in another {namespace} namespace than cryopod, which is not carried yet"),
+            remedy,
+        );
+    }
+
+    fn places(&mut self, facts: &Facts) {
+        let process = &facts.process;
+        for (what, place) in [("working directory", &process.cwd), ("root directory", &process.root)] {
+            if !place.is_there {
+                let object = format!("its {what} {}", shown(&place.path));
+                self.add(
+                    object,
+                    "was deleted or lies under another mount now",
+                    "let the program change to another one",
+                );
+            }
+        }
+        if facts.threads[0].status.state == 'Z' {
+            self.add(
+                "its first thread",
+                "has ended while others go on, which cryopod does not carry yet",
+                "",
+            );
+        }
+    }
+
+    fn thread(&mut self, facts: &Facts, facts_of: &ThreadFacts) {
+        let ThreadFacts { thread, status, .. } = facts_of;
+        let who = format!("thread {} ({})", thread.tid, shown(&thread.name));
+        if !facts_of.is_native {
+            self.add(&who, "runs 32-bit code, which cryopod does not carry yet", "");
+        }
+        if status.seccomp != 0 {
+            self.add(
+                &who,
+                "is under a seccomp filter, which cryopod does not carry yet",
+                "start the program without its sandbox",
+            );
+        }
+        if status.features.iter().any(|feature| feature == "shstk") {
+            let remedy = "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off";
+            self.add(&who, "has a shadow stack, which cryopod does not carry yet", remedy);
+        }
+        if facts_of.dispatches {
+            self.add(
+                &who,
+                "dispatches its own system calls (PR_SET_SYSCALL_USER_DISPATCH), which is not carried yet",
+                "",
+            );
+        }
+        for what in &facts_of.unshared {
+            self.add(
+                &who,
+                format!("does not share {what} with the first thread, which cryopod does not carry yet"),
+                "",
+            );
+        }
+        let news = |name: &&String| !facts.surroundings.foreign_namespaces.contains(name);
+        for namespace in facts_of.foreign_namespaces.iter().filter(news) {
+            self.namespace(&who, namespace);
+        }
+    }
+}
+
+fn named(what: &str, relative: &Relative) -> String {
+    format!("{what} {} ({})", relative.pid, relative.name)
+}
+
+/// Reason and remedy, clauses of a refusal whose object the caller names.
+pub type Unfit = (String, String);
+
+/// The file, where its path leads to it.
+pub fn unfit_file(found: &Found) -> Result<&File, Unfit> {
+    let restart = "restart the program, so that it uses the file of today";
+    let (reason, remedy) = match found {
+        Found::Same(file) => return Ok(file),
+        Found::Gone => (
+            "was deleted, and deleted files are not carried yet".into(),
+            restart.into(),
+        ),
+        Found::Replaced => ("was replaced by another file of that name".into(), restart.into()),
+        Found::NotRegular => (
+            "is a device or another special file, whose memory is not carried".into(),
+            CLOSE.into(),
+        ),
+        Found::Unknown(reason) => (format!("cannot be looked up: {reason}"), String::new()),
+    };
+    Err((reason, remedy))
+}
+
+/// Codes of VmFlags (proc_pid_smaps(5)) that say what a mapping is or has.
+const FLAGS: [(&[u8; 2], &str, &str); 9] = [
+    (
+        b"ht",
+        "is made of huge pages (hugetlbfs), which cryopod does not carry yet",
+        "",
+    ),
+    (b"io", "is memory of a device, which cannot be carried", CLOSE),
+    (b"pf", "is memory of a device, which cannot be carried", CLOSE),
+    (
+        b"um",
+        "is served by userfaultfd(2), which cryopod does not carry yet",
+        "",
+    ),
+    (
+        b"uw",
+        "is served by userfaultfd(2), which cryopod does not carry yet",
+        "",
+    ),
+    (
+        b"ui",
+        "is served by userfaultfd(2), which cryopod does not carry yet",
+        "",
+    ),
+    (b"ss", "is a shadow stack, which cryopod does not carry yet", ""),
+    (b"sl", "is sealed (mseal(2)), which cryopod does not carry yet", ""),
+    (
+        b"sf",
+        "is persistent memory (MAP_SYNC), which cryopod does not carry",
+        CLOSE,
+    ),
+];
+
+/// What smaps says against a mapping, whatever lies behind it.
+pub fn unfit_area(area: &Area, populated: &Populated) -> Result<(), Unfit> {
+    if area.name.starts_with(b"/[aio]") {
+        return Err((
+            "is a queue of asynchronous input and output (io_setup(2)), which is not carried yet".into(),
+            CLOSE.into(),
+        ));
+    }
+    if area.name.starts_with(b"/secretmem") {
+        return Err((
+            "is secret memory (memfd_secret(2)), which nobody but the program can read".into(),
+            CLOSE.into(),
+        ));
+    }
+    if let Some((_, reason, remedy)) = FLAGS.iter().find(|(code, ..)| area.flags.has(code)) {
+        return Err(((*reason).into(), (*remedy).into()));
+    }
+    if is_unreadable(area, populated) {
+        return Err(("cannot be read, not even by a tracer".into(), String::new()));
+    }
+    Ok(())
+}
