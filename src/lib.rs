@@ -17,7 +17,10 @@ extern crate self as cryopod;
 
 pub mod arch;
 pub mod cli;
+pub mod collect;
+pub mod describe;
 pub mod fd;
+pub mod freeze;
 pub mod image;
 pub mod probe;
 pub mod refusal;

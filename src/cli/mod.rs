@@ -5,6 +5,8 @@
 
 mod check;
 mod demo;
+mod end_resume;
+mod freeze;
 mod generate;
 mod inspect;
 pub mod progress;
@@ -68,6 +70,9 @@ enum Command {
     DemoCounter,
     Inspect(inspect::Args),
     Verify(verify::Args),
+    Freeze(freeze::Args),
+    End(end_resume::EndArgs),
+    Resume(end_resume::ResumeArgs),
     Generate(generate::Args),
     Install(generate::InstallArgs),
 }
@@ -85,6 +90,9 @@ impl Cli {
             Command::DemoCounter => demo::counter::run(),
             Command::Inspect(args) => inspect::run(args),
             Command::Verify(args) => verify::run(args),
+            Command::Freeze(args) => freeze::run(args, self.verbosity()),
+            Command::End(args) => end_resume::end(args, self.verbosity()),
+            Command::Resume(args) => end_resume::resume(args, self.verbosity()),
             Command::Generate(args) => generate::run(args),
             Command::Install(args) => generate::install(args, self.verbosity()),
         }

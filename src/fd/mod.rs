@@ -14,7 +14,6 @@ mod fifo;
 mod holders;
 mod identity;
 mod kind;
-mod limit;
 mod look;
 mod memfd;
 mod nameless;

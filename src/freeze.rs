@@ -1,0 +1,189 @@
+//! The story of a freeze: seize → collect → describe → encode → release. Whatever fails on the way, the process goes on as it was.
+#![deny(unsafe_code)]
+
+mod output;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use crate::arch;
+use crate::collect::{self, Collected, Facts, ProcDir, Relative, Source};
+use crate::describe::{self, Described};
+use crate::image::write::{self, Compression, Written};
+use crate::refusal::{Refusal, Refused};
+use crate::sys::process::cancel_on;
+use crate::tracer::{self, StoppedProcess};
+
+pub use output::Output;
+
+/// What becomes of the process once its image is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Afterwards {
+    End,
+    KeepRunning,
+    LeaveStopped,
+}
+
+pub struct Options<'a> {
+    pub afterwards: Afterwards,
+    pub compression: Compression,
+    /// Threads that compress; 0: as many as there are processors.
+    pub jobs: usize,
+    /// Wait until the image is on the disk.
+    pub sync: bool,
+    pub observer: &'a dyn Observer,
+}
+
+/// Is told how a freeze gets on.
+pub trait Observer: Sync {
+    /// A step begins.
+    fn step(&self, name: &str);
+    /// So many bytes of memory are going to be written.
+    fn writes(&self, bytes: u64);
+    fn wrote(&self, bytes: u64);
+}
+
+#[derive(Debug)]
+pub struct Report {
+    pub pid: i32,
+    pub afterwards: Afterwards,
+    /// The process was stopped (by a signal) before.
+    pub was_stopped: bool,
+    pub file_bytes: u64,
+    pub warnings: Vec<String>,
+}
+
+pub fn freeze(pid: i32, mut output: Output, options: &Options<'_>) -> Result<Report> {
+    let cancelled = cancel_on(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).context("sigaction")?;
+    let (mut process, tracees) = seize(pid, options.observer)?;
+    let was_stopped = process.group_stop().is_some();
+    let recorded = record(&mut process, tracees, &mut output, options, cancelled);
+    let complete = recorded.and_then(|recorded| output.commit(options.sync).map(|()| recorded));
+    let (written, warnings) = match complete {
+        Ok(recorded) => recorded,
+        Err(error) => return Err(let_go(process, error)),
+    };
+    options.observer.step("release");
+    release(process, options.afterwards).context("the image is complete, but")?;
+    Ok(Report {
+        pid,
+        afterwards: options.afterwards,
+        was_stopped,
+        file_bytes: written.file_bytes,
+        warnings,
+    })
+}
+
+/// What a freeze would store.
+#[derive(Debug)]
+pub struct Look {
+    pub memory_bytes: u64,
+    pub stopped_for: Duration,
+    pub warnings: Vec<String>,
+}
+
+/// A freeze without an image: the process stops for a look and goes on.
+pub fn look(pid: i32, observer: &dyn Observer) -> Result<Look> {
+    let (mut process, tracees) = seize(pid, observer)?;
+    let begin = Instant::now();
+    let collected = collect(&mut process, tracees, observer);
+    let described = match collected.and_then(|collected| describe(collected.facts, observer)) {
+        Ok(described) => described,
+        Err(error) => return Err(let_go(process, error)),
+    };
+    release(process, Afterwards::KeepRunning)?;
+    let memory_bytes = described.memory_bytes();
+    Ok(Look {
+        memory_bytes,
+        stopped_for: begin.elapsed(),
+        warnings: described.warnings,
+    })
+}
+
+fn record(
+    process: &mut StoppedProcess,
+    tracees: Vec<Relative>,
+    output: &mut Output,
+    options: &Options<'_>,
+    cancelled: &AtomicBool,
+) -> Result<(Written, Vec<String>)> {
+    let Collected { facts, objects } = collect(process, tracees, options.observer)?;
+    let described = describe(facts, options.observer)?;
+    let source = Source::new(process.memory(), objects);
+    let written = encode(&described, &source, output, options, cancelled)?;
+    Ok((written, described.warnings))
+}
+
+/// Beforehand, who the process traces: that takes a pass over all of /proc, which the process need not spend stopped.
+fn seize(pid: i32, observer: &dyn Observer) -> Result<(StoppedProcess, Vec<Relative>)> {
+    observer.step("seize");
+    let dir = ProcDir::by_pid(pid).ok();
+    if dir.as_ref().is_some_and(collect::is_frozen) {
+        let reason = "is in a control group that is frozen, so that it cannot be stopped";
+        let remedy = "thaw the group first (cgroup.freeze, freezer.state)";
+        return Err(Refused::from(Refusal::new(pid, "the process", reason, remedy)).into());
+    }
+    let tracees = dir.map_or(Ok(Vec::new()), |dir| collect::tracees(&dir))?;
+    Ok((tracer::seize(Pid::from_raw(pid))?, tracees))
+}
+
+fn collect(process: &mut StoppedProcess, tracees: Vec<Relative>, observer: &dyn Observer) -> Result<Collected> {
+    observer.step("collect");
+    collect::collect(process, tracees).context("collect")
+}
+
+fn describe(facts: Facts, observer: &dyn Observer) -> Result<Described> {
+    observer.step("describe");
+    Ok(describe::describe(facts)?)
+}
+
+fn encode(
+    described: &Described,
+    source: &Source<'_>,
+    output: &mut Output,
+    options: &Options<'_>,
+    cancelled: &AtomicBool,
+) -> Result<Written> {
+    options.observer.step("encode");
+    options.observer.writes(described.memory_bytes());
+    let write_options = write::Options {
+        machine: arch::ELF_MACHINE,
+        page_size: 4096,
+        compression: options.compression,
+        jobs: options.jobs,
+        progress: &|bytes| options.observer.wrote(bytes),
+        cancelled,
+    };
+    let mut sink = output.sink(cancelled);
+    let written = write::write_image(
+        &mut sink,
+        &described.snapshot,
+        &described.extents,
+        source,
+        &write_options,
+    );
+    if cancelled.load(Ordering::Relaxed) {
+        bail!("a signal cancelled it");
+    }
+    written.context("encode")
+}
+
+fn release(process: StoppedProcess, afterwards: Afterwards) -> Result<()> {
+    match afterwards {
+        Afterwards::End => process.end().context("end the process"),
+        Afterwards::KeepRunning => process.resume().context("resume the process"),
+        Afterwards::LeaveStopped => process.leave_stopped().context("leave the process stopped"),
+    }
+}
+
+/// The freeze failed: the process goes on, and the error says so.
+fn let_go(process: StoppedProcess, error: anyhow::Error) -> anyhow::Error {
+    match process.resume() {
+        Ok(()) => error.context("it was left as it was"),
+        Err(resume) => error.context(format!("it could not be resumed ({resume})")),
+    }
+}

@@ -1,0 +1,112 @@
+//! Where an image goes: a file that appears when it is complete, or a stream, which may be cut off at any time.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+
+use crate::image::file::PendingFile;
+
+pub enum Output {
+    File(PendingFile),
+    /// A pipe, a FIFO, a device.
+    Stream(File),
+}
+
+impl Output {
+    /// Opens before anything is stopped, so that a directory that is not there or not ours to write stops nobody. A FIFO waits for
+    /// its reader here.
+    pub fn open(path: &Path) -> Result<Self> {
+        let is_special = path
+            .metadata()
+            .is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir());
+        if is_special {
+            let file = OpenOptions::new().write(true).open(path);
+            return Ok(Output::Stream(
+                file.with_context(|| format!("open {}", path.display()))?,
+            ));
+        }
+        Ok(Output::File(PendingFile::create(path)?))
+    }
+
+    pub fn stdout() -> Result<Self> {
+        let own = io::stdout()
+            .as_fd()
+            .try_clone_to_owned()
+            .context("duplicate the standard output")?;
+        Ok(Output::Stream(own.into()))
+    }
+
+    /// For the time of writing.
+    pub fn sink<'a>(&'a mut self, cancelled: &'a AtomicBool) -> Sink<'a> {
+        let inner: &mut dyn Write = match self {
+            Output::File(file) => file,
+            Output::Stream(file) => file,
+        };
+        Sink { inner, cancelled }
+    }
+
+    /// The image is complete: gives the file its name. A stream has none, and nothing that would prove what arrived.
+    pub fn commit(self, sync: bool) -> Result<()> {
+        match self {
+            Output::File(file) => file.commit(sync),
+            Output::Stream(_) => Ok(()),
+        }
+    }
+}
+
+/// A writer that ends when the freeze is cancelled, also inside a write that waits for a slow reader: the signal interrupts it.
+pub struct Sink<'a> {
+    inner: &'a mut dyn Write,
+    cancelled: &'a AtomicBool,
+}
+
+impl Sink<'_> {
+    fn unless_cancelled<T>(&mut self, write: impl FnOnce(&mut dyn Write) -> io::Result<T>) -> io::Result<T> {
+        if self.cancelled.load(Ordering::Relaxed) {
+            return Err(io::Error::other("cancelled"));
+        }
+        write(self.inner)
+    }
+}
+
+impl Write for Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.unless_cancelled(|inner| inner.write(bytes))
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.unless_cancelled(|inner| inner.write_vectored(slices))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.unless_cancelled(|inner| inner.flush())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cancelled_freeze_writes_no_more() {
+        let (_reader, writer) = io::pipe().unwrap();
+        let mut output = Output::Stream(File::from(std::os::fd::OwnedFd::from(writer)));
+        let cancelled = AtomicBool::new(false);
+        assert_eq!(output.sink(&cancelled).write(b"x").unwrap(), 1);
+        cancelled.store(true, Ordering::Relaxed);
+        assert!(output.sink(&cancelled).write(b"x").is_err());
+    }
+
+    #[test]
+    fn a_device_is_a_stream() {
+        assert!(matches!(
+            Output::open(Path::new("/dev/null")).unwrap(),
+            Output::Stream(_)
+        ));
+        assert!(Output::open(Path::new("/no/such/directory/app.img")).is_err());
+    }
+}
