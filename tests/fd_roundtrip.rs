@@ -674,3 +674,20 @@ fn hostile_images_give_errors() {
         }
     }
 }
+
+#[test]
+fn a_planted_symbolic_link_is_not_followed() {
+    let (directory, _) = temporary(b"");
+    let inner = directory.path().join("inner");
+    std::fs::create_dir(&inner).unwrap();
+    std::fs::write(inner.join("file"), "mine").unwrap();
+    let file = File::open(inner.join("file")).unwrap();
+    let (looked, _shared) = Waiting::with(&[(&file, 5)]).look();
+    let snapshot = snapshot(looked, vec![]);
+    std::fs::rename(&inner, directory.path().join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", &inner).unwrap();
+    let mut context = ReopenContext::new(vec![], Stdio::own().unwrap());
+    let refusal = fd::check(&snapshot, &context.stdio).refusals[0].to_string();
+    assert!(refusal.contains("a symbolic link stands in its path"), "{refusal}");
+    assert!(fd::reopen(&snapshot, &mut context).is_err());
+}

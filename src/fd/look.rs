@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use super::kind::{AnyKind, Probe, Unfit};
 use super::pipe::Ends;
 use super::probe::{Seen, Source};
-use super::{SharedObjects, identity, refuse, stdio};
+use super::{SharedObjects, identity, limit, refuse, stdio};
 use crate::image::state::{Description, FdEntry, FdTable};
 use crate::refusal::Refusal;
 use crate::sys::fds;
@@ -53,6 +53,7 @@ impl Look<'_> {
 pub fn look(pid: Pid, proc: BorrowedFd<'_>, shared: &mut SharedObjects) -> Result<Looked> {
     let pidfd = fds::pidfd_open(pid).with_context(|| format!("pidfd_open of pid {pid}"))?;
     let source = Source { proc, pidfd };
+    limit::raise()?; // for one descriptor of each shared object
     let mut seen = Vec::new();
     for fd in source.numbers()? {
         seen.push(source.look_at(fd).with_context(|| format!("fd {fd} of pid {pid}"))?);

@@ -14,6 +14,7 @@ mod fifo;
 mod holders;
 mod identity;
 mod kind;
+mod limit;
 mod look;
 mod memfd;
 mod nameless;

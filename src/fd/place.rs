@@ -6,8 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open};
-use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{FileStat, fstat, fstatat};
 use nix::unistd::{AccessFlags, faccessat};
 use serde::{Deserialize, Serialize};
 
@@ -85,12 +85,7 @@ impl Place {
             check.refuse(description, difference, "put the file back in its place");
             return None;
         }
-        if let Err(errno) = faccessat(
-            nix::fcntl::AT_FDCWD,
-            OsStr::from_bytes(&self.path),
-            rights(description),
-            AtFlags::AT_EACCESS,
-        ) {
+        if let Some(errno) = self.no_access(description) {
             let reason = format!(
                 "cannot be opened as it was: access to {}: {}",
                 self.name(),
@@ -116,10 +111,32 @@ impl Place {
         .with_context(|| format!("open {}", self.name()))
     }
 
+    fn no_access(&self, description: &Description) -> Option<Errno> {
+        let flags = description.status_flags.cast_signed();
+        let rights = match flags & libc::O_ACCMODE {
+            _ if flags & libc::O_PATH != 0 => return None,
+            libc::O_RDONLY => AccessFlags::R_OK,
+            libc::O_WRONLY => AccessFlags::W_OK,
+            _ => AccessFlags::R_OK | AccessFlags::W_OK,
+        };
+        faccessat(
+            nix::fcntl::AT_FDCWD,
+            OsStr::from_bytes(&self.path),
+            rights,
+            AtFlags::AT_EACCESS,
+        )
+        .err()
+    }
+
     /// The file by its name, without opening it (O_PATH).
     pub fn find(&self) -> Result<OwnedFd> {
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        open(OsStr::from_bytes(&self.path), flags, Mode::empty()).with_context(|| format!("open {}", self.name()))
+        // /proc/PID/fd/N shows a path without symbolic links, so one that stands in it by now was put there since.
+        let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+        match openat2(nix::fcntl::AT_FDCWD, OsStr::from_bytes(&self.path), how) {
+            Err(Errno::ELOOP) => bail!("open {}: a symbolic link stands in its path by now", self.name()),
+            found => found.with_context(|| format!("open {}", self.name())),
+        }
     }
 
     /// The file by its name, provided that it is of the recorded type.
@@ -160,18 +177,6 @@ fn changed(reason: &str) -> Unfit {
         reason,
         "put the file back under that name, or have the program close it",
     )
-}
-
-fn rights(description: &Description) -> AccessFlags {
-    let flags = description.status_flags.cast_signed();
-    if flags & libc::O_PATH != 0 {
-        return AccessFlags::F_OK;
-    }
-    match flags & libc::O_ACCMODE {
-        libc::O_RDONLY => AccessFlags::R_OK,
-        libc::O_WRONLY => AccessFlags::W_OK,
-        _ => AccessFlags::R_OK | AccessFlags::W_OK,
-    }
 }
 
 pub fn type_name(mode: libc::mode_t) -> &'static str {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::kind::{Kind, Probe, Unfit};
@@ -69,7 +69,18 @@ impl Kind for Outside {
         if let Some(content) = &self.unread {
             check_size(content, description, check);
         }
-        if let Err(error) = check.stdio.source(self.becomes, description.status_flags) {
+        let source = check
+            .stdio
+            .source(self.becomes, description.status_flags)
+            .and_then(|source| {
+                let fits = !check.watched || self.becomes != Becomes::Terminal || standard::pollable(source)?;
+                ensure!(
+                    fits,
+                    "an epoll set watches it, and none of stdin, stdout and stderr is a terminal"
+                );
+                Ok(())
+            });
+        if let Err(error) = source {
             let reason = format!("has nothing to become: {error:#}");
             check.refuse(description, reason, "run thaw on a terminal");
         }

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::kind::{AnyKind, Made};
-use super::shared;
 use super::standard::{Pump, Stdio};
+use super::{limit, shared};
 use crate::image::state::{Description, Snapshot};
 use crate::refusal::Refusal;
 
@@ -20,6 +20,8 @@ pub struct Check<'a> {
     pub warnings: Vec<String>,
     /// A descriptor that refers to the description being checked.
     owner: (i32, i32),
+    /// Whether an epoll set watches it.
+    pub(super) watched: bool,
 }
 
 impl Check<'_> {
@@ -31,6 +33,18 @@ impl Check<'_> {
             reason,
             remedy,
         ));
+    }
+
+    /// Whether all descriptions and shared objects have room in our own table.
+    fn limit(&mut self) {
+        let wanted = self.snapshot.descriptions.len() + self.snapshot.shared_objects.len();
+        let reason = limit::refusal(wanted).unwrap_or_else(|error| Some(format!("cannot be made: {error:#}")));
+        if let Some(reason) = reason {
+            let pid = self.snapshot.processes.first().map_or(0, |process| process.pid);
+            let remedy = "raise the hard limit of descriptors of thaw (ulimit -Hn)";
+            self.refusals
+                .push(Refusal::new(pid, "its table of descriptors", reason, remedy));
+        }
     }
 
     pub(super) fn warn(&mut self, description: &Description, what: &str) {
@@ -48,10 +62,12 @@ pub fn check<'a>(snapshot: &'a Snapshot, stdio: &'a Stdio) -> Check<'a> {
         refusals: Vec::new(),
         warnings: Vec::new(),
         owner: (0, 0),
+        watched: false,
     };
-    let owners = owners(snapshot);
-    for (description, owner) in snapshot.descriptions.iter().zip(owners) {
-        check.owner = owner;
+    check.limit();
+    let (owners, watched) = (owners(snapshot), watched(snapshot));
+    for (index, description) in snapshot.descriptions.iter().enumerate() {
+        (check.owner, check.watched) = (owners[index], watched.contains(&index));
         match AnyKind::decode(description) {
             Ok(kind) => kind.check(description, &mut check),
             Err(error) => check.refuse(description, format!("cannot be made: {error:#}"), "use a newer cryopod"),
@@ -94,6 +110,7 @@ pub fn reopen(snapshot: &Snapshot, context: &mut ReopenContext) -> Result<Vec<Ow
         "every shared object must be there first"
     );
     let mut files = Vec::with_capacity(snapshot.descriptions.len());
+    limit::raise()?;
     let watched = watched(snapshot);
     for (index, description) in snapshot.descriptions.iter().enumerate() {
         context.watched = watched.contains(&index);
