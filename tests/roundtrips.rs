@@ -3,28 +3,6 @@
 mod common;
 use common::roundtrip;
 
-mod fd {
-    use super::*;
-
-    roundtrip!(deleted, "fd/deleted.c");
-    roundtrip!(devices, "fd/devices.c");
-    roundtrip!(directory, "fd/directory.c");
-    roundtrip!(epoll, "fd/epoll.c");
-    roundtrip!(eventfd, "fd/eventfd.c");
-    roundtrip!(fifo, "fd/fifo.c");
-    roundtrip!(files, "fd/files.c");
-    roundtrip!(many, "fd/many.c");
-    roundtrip!(memfd, "fd/memfd.c");
-    roundtrip!(pipe, "fd/pipe.c");
-    roundtrip!(pipe_full, "fd/pipe_full.c");
-    roundtrip!(pipe_packets, "fd/pipe_packets.c");
-    roundtrip!(pipe_reopened, "fd/pipe_reopened.c");
-    roundtrip!(pipe_widowed, "fd/pipe_widowed.c");
-    roundtrip!(signalfd, "fd/signalfd.c");
-    roundtrip!(stdio, "fd/stdio.c");
-    roundtrip!(timerfd, "fd/timerfd.c");
-}
-
 mod memory {
     use super::*;
 
