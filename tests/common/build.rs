@@ -64,24 +64,41 @@ fn flags(source: &str) -> Vec<&str> {
     flags.trim_end_matches("*/").split_whitespace().collect()
 }
 
-/// Makes `target/fixtures/NAME` by `make` unless it is there and newer than all that it is made of.
+/// Makes `target/tmp/fixtures/NAME` by `make` unless it is there and newer than all that it is made of.
 pub fn once(name: &str, sources: &[&Path], make: impl FnOnce(&Path)) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fixtures");
-    let made = dir.join(name.replace(['/', '.'], "_"));
+    fs::create_dir_all(&dir).expect("a directory for fixtures");
+    let name = name.replace(['/', '.'], "_");
+    let made = dir.join(&name);
     let newest = sources
         .iter()
         .map(|source| changed(source).expect("a source is there"))
         .max();
     if changed(&made) < newest {
-        fs::create_dir_all(&dir).expect("a directory for fixtures");
-        let unfinished = made.with_extension(format!("{}-{:?}", std::process::id(), std::thread::current().id()));
-        make(&unfinished);
-        // Of several tests that make it at once the last file wins; a directory that is there stays.
-        if let Err(e) = fs::rename(&unfinished, &made) {
-            fs::remove_dir_all(&unfinished).unwrap_or_else(|_| panic!("rename {}: {e}", unfinished.display()));
+        // Made once, and never replaced under a program that runs: freeze would find its executable deleted.
+        let _alone = alone(&name);
+        if changed(&made) < newest {
+            let unfinished = dir.join(format!("{name}.new"));
+            remove(&unfinished);
+            make(&unfinished);
+            remove(&made);
+            fs::rename(&unfinished, &made).expect("the fixture was made");
         }
     }
     made
+}
+
+/// Removes a file or a directory that may be there.
+fn remove(path: &Path) {
+    let removed = match path.is_dir() {
+        true => fs::remove_dir_all(path),
+        false => fs::remove_file(path),
+    };
+    if let Err(e) = removed
+        && e.kind() != std::io::ErrorKind::NotFound
+    {
+        panic!("remove {}: {e}", path.display());
+    }
 }
 
 /// Keeps other tests that ask for the same name waiting while the result lives.
