@@ -2,7 +2,7 @@
 
 use super::Error;
 use super::header::{self, Header};
-use super::record::{self, RecordHeader};
+use super::record::{self, RecordHeader, agree};
 use std::io::{BufReader, ErrorKind, Read, Seek};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -92,7 +92,7 @@ impl<R: Read> Input<R> {
             hash.update(part);
             left -= part.len() as u64;
         }
-        match hash.digest() == record.header.body_hash {
+        match agree(hash.digest(), record.header.body_hash) {
             true => Ok(()),
             false => Err(wrong_body(record)),
         }
@@ -131,7 +131,7 @@ impl<R: Read + Seek> Input<R> {
 
 /// Compares the checksum of a body.
 pub fn check_body(record: &Record, body: &[u8]) -> Result<(), Error> {
-    match xxh3_64(body) == record.header.body_hash {
+    match agree(xxh3_64(body), record.header.body_hash) {
         true => Ok(()),
         false => Err(wrong_body(record)),
     }

@@ -94,7 +94,7 @@ impl RecordHeader {
 
     /// Compares the checksum of a record that was found at `offset`.
     pub fn check(&self, head: &[u8], offset: u64) -> Result<(), Error> {
-        if self.checksum_with(head, offset) != self.checksum {
+        if !agree(self.checksum_with(head, offset), self.checksum) {
             return Err(Error::damaged(format!(
                 "the checksum of the record at byte {offset} is wrong"
             )));
@@ -108,6 +108,11 @@ impl RecordHeader {
         hash.update(head);
         hash.digest()
     }
+}
+
+/// Compares checksums, but not while fuzzing, which is to get past them.
+pub fn agree(found: u64, written: u64) -> bool {
+    found == written || cfg!(fuzzing)
 }
 
 /// The large part of a record, and its checksum.
