@@ -24,5 +24,7 @@ pub mod freeze;
 pub mod image;
 pub mod probe;
 pub mod refusal;
+pub mod resurrect;
 pub mod sys;
+pub mod thaw;
 pub mod tracer;

@@ -6,6 +6,9 @@ use std::os::fd::{AsFd, AsRawFd};
 pub mod fds;
 pub mod probe;
 pub mod process;
+mod signals;
+
+pub use signals::{SignalInfo, kill, securebits, wait_for_signal};
 
 /// Whether the kernel gave this process rights by its executable: set-user-ID, set-group-ID, file capabilities.
 pub fn at_secure() -> bool {

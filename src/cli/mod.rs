@@ -12,6 +12,8 @@ mod inspect;
 pub mod progress;
 pub mod style;
 mod verify;
+mod pump;
+mod thaw;
 
 use crate::refusal::Refused;
 use clap::{Parser, Subcommand};
@@ -73,8 +75,11 @@ enum Command {
     Freeze(freeze::Args),
     End(end_resume::EndArgs),
     Resume(end_resume::ResumeArgs),
+    Thaw(thaw::Args),
     Generate(generate::Args),
     Install(generate::InstallArgs),
+    #[command(hide = true)]
+    Pump(pump::Args),
 }
 
 impl Cli {
@@ -93,6 +98,8 @@ impl Cli {
             Command::Freeze(args) => freeze::run(args, self.verbosity()),
             Command::End(args) => end_resume::end(args, self.verbosity()),
             Command::Resume(args) => end_resume::resume(args, self.verbosity()),
+            Command::Thaw(args) => thaw::run(args, self.verbosity()),
+            Command::Pump(args) => pump::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Install(args) => generate::install(args, self.verbosity()),
         }
@@ -101,9 +108,10 @@ impl Cli {
     /// The exit code that says how `error` left things.
     pub fn failure_code(&self, error: &anyhow::Error) -> ExitCode {
         let refused = error.chain().any(|cause| cause.is::<Refused>());
-        ExitCode::from(match refused {
-            true => 3,
-            false => 1,
+        ExitCode::from(match (&self.command, refused) {
+            (Command::Thaw(args), refused) => args.failure_code(refused),
+            (_, true) => 3,
+            (_, false) => 1,
         })
     }
 

@@ -2,11 +2,13 @@
 
 mod calls;
 pub mod probe;
+mod clone;
 mod regs;
 mod signal;
 mod way_home;
 
 pub use calls::may_be_reissued;
+pub use clone::{CloneArgs, clone3, raw_syscall};
 pub use regs::{Interrupted, Registers};
 pub use signal::{SIGACTION_LEN, signal_action};
 pub use way_home::{CALL_AT, RESULTS_AT, SLOT_LEN, Slot, as_resumed};
@@ -34,3 +36,7 @@ pub mod syscall {
     pub const EPOLL_PWAIT: u64 = 281;
     pub const EPOLL_PWAIT2: u64 = 441;
 }
+/// Where in the stub, counted from its entry, a single system call instruction stands, followed by a trap.
+pub const STUB_SYSCALL: u64 = 1;
+/// Where the script runner begins: `run(ops, count)`, which returns its result in [`Registers::result`] and traps.
+pub const STUB_RUN: u64 = 4;

@@ -1,0 +1,143 @@
+//! `cryopod thaw`: the program goes on, in the foreground as if it had been started here, or detached.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result};
+
+use super::progress::{Progress, Verbosity};
+use crate::thaw::{self, ClockPolicy, FileCheck, Options, Source, Thawed, Trust, foreground};
+
+/// Lets a frozen program go on
+///
+/// In the foreground thaw is the program as far as a shell can see: stdin, stdout and stderr that led to a terminal or a pipe are thaw's
+/// own, signals sent to thaw reach the program, ^C and ^Z work, and thaw ends with the program's exit code, or 128+N where
+/// signal N ended it. A failure of thaw itself is 125, a refusal 126.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The image; `-` reads it from stdin, in one pass
+    image: PathBuf,
+    /// Return once the program runs, in a session of its own, and print its pid
+    #[arg(short, long)]
+    detach: bool,
+    /// Write the program's pid to FILE
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// Leave the program stopped, for a debugger; SIGCONT lets it go on
+    #[arg(long)]
+    stopped: bool,
+    /// What the program's monotonic and boot-time clocks show
+    #[arg(long, value_enum, default_value_t = Clock::Auto)]
+    clock: Clock,
+    /// What to do where a mapped file is not as it was (by its ELF build id, else by size and modification time)
+    #[arg(long, value_enum, default_value_t = Check::Strict)]
+    file_check: Check,
+    /// As root, thaw an image that somebody else could have written, whatever rights it asks for
+    #[arg(long)]
+    trust: bool,
+    /// Threads that fill memory
+    #[arg(short, long, value_name = "N")]
+    jobs: Option<std::num::NonZeroUsize>,
+}
+
+#[derive(clap::ValueEnum, Debug, Clone, Copy)]
+enum Clock {
+    /// They went on meanwhile on the same boot; on another they go on from the freeze, in a time namespace
+    Auto,
+    /// They go on from the freeze: the gap is hidden, by a time namespace
+    Continue,
+    /// They are the machine's, even if they run backwards
+    Host,
+}
+
+#[derive(clap::ValueEnum, Debug, Clone, Copy)]
+enum Check {
+    /// Refuse
+    Strict,
+    /// Say so and go on
+    Warn,
+    /// Go on
+    Off,
+}
+
+impl Args {
+    fn options(&self) -> Options {
+        Options {
+            detach: self.detach,
+            stopped: self.stopped,
+            clock: match self.clock {
+                Clock::Auto => ClockPolicy::Auto,
+                Clock::Continue => ClockPolicy::Continue,
+                Clock::Host => ClockPolicy::Host,
+            },
+            file_check: match self.file_check {
+                Check::Strict => FileCheck::Strict,
+                Check::Warn => FileCheck::Warn,
+                Check::Off => FileCheck::Off,
+            },
+            trust: if self.trust { Trust::Anything } else { Trust::OwnersRights },
+            pid_file: self.pid_file.clone(),
+            jobs: self.jobs.map_or_else(default_jobs, std::num::NonZeroUsize::get),
+        }
+    }
+
+    /// In the foreground the small numbers are the program's own.
+    pub fn failure_code(&self, refused: bool) -> u8 {
+        match (self.detach, refused) {
+            (true, false) => 1,
+            (true, true) => 3,
+            (false, false) => 125,
+            (false, true) => 126,
+        }
+    }
+}
+
+fn default_jobs() -> usize {
+    std::thread::available_parallelism().map_or(2, std::num::NonZeroUsize::get)
+}
+
+pub fn run(args: &Args, verbosity: Verbosity) -> Result<ExitCode> {
+    let image = args.image.display();
+    let thawed = start(args, verbosity).with_context(|| format!("cannot thaw {image}"))?;
+    for warning in &thawed.warnings {
+        verbosity.say(format_args!("cryopod: warning: {warning}"));
+    }
+    verbosity.detail(format_args!(
+        "pid {} goes on; {} bytes of memory; all threads let go within {:?}",
+        thawed.pid, thawed.memory_bytes, thawed.window
+    ));
+    if args.detach {
+        println!("{}", thawed.pid);
+        detach_pumps(thawed)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    foreground::follow(thawed, args.stopped).map(ExitCode::from)
+}
+
+fn start(args: &Args, verbosity: Verbosity) -> Result<Thawed> {
+    let source = Source::open(&args.image)?;
+    let progress = OnceLock::new();
+    let thawed = thaw::thaw(source, &args.options(), &|done, total| {
+        let start = || Progress::start(verbosity, format!("filling memory from {}", args.image.display()), total);
+        progress.get_or_init(start).set(done);
+    })?;
+    if let Some(progress) = progress.into_inner() {
+        progress.finish();
+    }
+    Ok(thawed)
+}
+
+/// Unread bytes came first on a pipe of ours; what comes after them is carried on by a small process that stays as long.
+fn detach_pumps(thawed: Thawed) -> Result<()> {
+    for pump in thawed.pumps {
+        Command::new("/proc/self/exe")
+            .arg("pump")
+            .stdin(Stdio::from(pump.from))
+            .stdout(Stdio::from(pump.into))
+            .stderr(Stdio::null())
+            .spawn()
+            .context("start a process that carries stdin on")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! What a process has besides memory and registers, in the order in which the kernel lets it be set.
+#![deny(unsafe_code)]
+
+use anyhow::{Context, Result};
+
+use super::plan::Session;
+use super::process::{Parts, Rebuilt, sigmask_bit};
+use super::script::{Arg, Script};
+use super::{descriptors, maps, threads, timers};
+use crate::fd::OwnerCall;
+use crate::image::state::{Memory, MemoryLayout, Process, SignalAction};
+use std::os::fd::AsRawFd;
+
+impl Rebuilt<'_> {
+    /// After the content: threads, then everything that needs the rights of a thaw, then what each thread sets for itself,
+    /// credentials among it, then what must come after those.
+    pub fn finish(&mut self) -> Result<()> {
+        let (process, pid) = (self.parts.process, self.parts.plan.pid);
+        let (leader, others) = process.threads.split_first().context("a process without threads")?;
+        let cloned = threads::clone_all(&self.stage, &mut self.tasks[0], others).context("clone the threads")?;
+        self.tasks.extend(cloned);
+
+        let mut script = Script::new(&self.stage, &mut self.tasks[0]);
+        set_process(&mut script, &self.parts).and_then(|()| script.run())?;
+        self.write_proc_files()?;
+
+        for (thread, task) in others.iter().zip(&mut self.tasks[1..]) {
+            let mut script = Script::new(&self.stage, task);
+            threads::set_own(&mut script, thread, &self.parts.inherited)
+                .and_then(|()| threads::queue_own_signals(&mut script, pid, thread))
+                .and_then(|()| threads::register_rseq(&mut script, thread))
+                .and_then(|()| script.run())
+                .with_context(|| format!("thread {}", thread.tid))?;
+        }
+
+        let mut script = Script::new(&self.stage, &mut self.tasks[0]);
+        threads::set_own(&mut script, leader, &self.parts.inherited)?;
+        set_after_credentials(&mut script, process)?;
+        threads::queue_own_signals(&mut script, pid, leader)?;
+        threads::queue_shared_signals(&mut script, pid, &process.pending)?;
+        threads::register_rseq(&mut script, leader)?;
+        script.run()
+    }
+
+    /// Starts the timers: from now on time runs for the program.
+    pub fn arm_timers(&mut self) -> Result<()> {
+        let mut script = Script::new(&self.stage, &mut self.tasks[0]);
+        timers::arm(&mut script, self.parts.process)?;
+        script.run()
+    }
+
+    /// What only files of /proc/PID set; done while its credentials are still ours.
+    fn write_proc_files(&self) -> Result<()> {
+        let (process, pid) = (self.parts.process, self.parts.plan.pid);
+        write_if_other(&format!("/proc/{pid}/oom_score_adj"), &process.oom_score_adj.to_string())?;
+        let path = format!("/proc/{pid}/coredump_filter");
+        let current = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        if u32::from_str_radix(current.trim(), 16).ok() != Some(process.coredump_filter) {
+            std::fs::write(&path, format!("{:#x}", process.coredump_filter)).with_context(|| format!("write {path}"))?;
+        }
+        Ok(())
+    }
+}
+
+fn write_if_other(path: &str, wanted: &str) -> Result<()> {
+    let current = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    if current.trim() == wanted {
+        return Ok(());
+    }
+    std::fs::write(path, wanted).with_context(|| format!("write {wanted} to {path}"))
+}
+
+fn set_process(script: &mut Script<'_>, parts: &Parts<'_>) -> Result<()> {
+    let process = parts.process;
+    match parts.plan.session {
+        Session::New => script.call("setsid", libc::SYS_setsid, [])?,
+        Session::OwnGroup => script.call("setpgid", libc::SYS_setpgid, [0u64.into(), 0u64.into()])?,
+        Session::Join => {}
+    }
+    set_directories(script, parts)?;
+    maps::lock(script, &process.memory)?;
+    maps::guard_and_name(script, &process.memory)?;
+    set_mm(script, &process.memory, parts.exe.as_raw_fd())?;
+    prctl(script, libc::PR_SET_THP_DISABLE, process.thp_disable.into())?;
+    prctl(script, libc::PR_SET_CHILD_SUBREAPER, process.child_subreaper.into())?;
+    for action in process.signal_actions.iter().filter(|action| action.signal != libc::SIGTRAP) {
+        set_action(script, action)?;
+    }
+    timers::create(script, &process.posix_timers)?;
+    descriptors::arrange(script, &parts.moves)?;
+    for call in &parts.owner_calls {
+        run_owner_call(script, call)?;
+    }
+    script.call("umask", libc::SYS_umask, [process.umask.into()])?;
+    script.call("personality", libc::SYS_personality, [process.personality.into()])?;
+    for limit in &process.rlimits {
+        let bytes: Vec<u8> = [limit.soft, limit.hard].into_iter().flat_map(u64::to_ne_bytes).collect();
+        let args = [0u64.into(), limit.resource.into(), bytes.as_slice().into(), 0u64.into()];
+        script.call("prlimit64", libc::SYS_prlimit64, args)?;
+    }
+    Ok(())
+}
+
+fn set_after_credentials(script: &mut Script<'_>, process: &Process) -> Result<()> {
+    prctl(script, libc::PR_SET_DUMPABLE, process.dumpable.into())
+}
+
+/// The root first; the working directory may lie outside of it.
+fn set_directories(script: &mut Script<'_>, parts: &Parts<'_>) -> Result<()> {
+    if let Some(root) = parts.root {
+        script.call("fchdir", libc::SYS_fchdir, [root.as_raw_fd().into()])?;
+        script.call("chroot", libc::SYS_chroot, [b".\0".as_slice().into()])?;
+    }
+    script.call("fchdir", libc::SYS_fchdir, [parts.cwd.as_raw_fd().into()])
+}
+
+/// prctl(PR_SET_MM, PR_SET_MM_MAP): struct prctl_mm_map with eleven addresses, auxv and its size, the executable.
+fn set_mm(script: &mut Script<'_>, memory: &Memory, exe_fd: i32) -> Result<()> {
+    let MemoryLayout {
+        start_code, end_code, start_data, end_data, start_brk, brk, start_stack, arg_start, arg_end, env_start, env_end,
+    } = memory.layout;
+    let words = [
+        start_code, end_code, start_data, end_data, start_brk, brk, start_stack, arg_start, arg_end, env_start, env_end,
+    ];
+    const AUXV_POINTER_AT: usize = 11 * 8;
+    const LEN: usize = AUXV_POINTER_AT + 16;
+    let mut bytes: Vec<u8> = words.into_iter().flat_map(u64::to_ne_bytes).chain([0; 8]).collect();
+    bytes.extend((memory.auxv.len() as u32).to_ne_bytes());
+    bytes.extend(exe_fd.to_ne_bytes());
+    bytes.extend(&memory.auxv);
+    let map = Arg::Linked { bytes: &bytes, at: AUXV_POINTER_AT, to: LEN };
+    let args = [libc::PR_SET_MM.into(), libc::PR_SET_MM_MAP.into(), map, (LEN as u64).into(), 0u64.into()];
+    script.call("prctl(PR_SET_MM_MAP)", libc::SYS_prctl, args)
+}
+
+/// rt_sigaction(2) with struct kernel_sigaction: handler, flags, restorer, mask.
+fn set_action(script: &mut Script<'_>, action: &SignalAction) -> Result<()> {
+    let bytes = action_bytes(action);
+    let args = [action.signal.into(), bytes.as_slice().into(), 0u64.into(), 8u64.into()];
+    script.call("rt_sigaction", libc::SYS_rt_sigaction, args)
+}
+
+pub(super) fn action_bytes(action: &SignalAction) -> Vec<u8> {
+    // SIGKILL and SIGSTOP can be in no mask; the kernel removes them as well.
+    let mask = action.mask & !(sigmask_bit(libc::SIGKILL) | sigmask_bit(libc::SIGSTOP));
+    [action.handler, action.flags, action.restorer, mask].into_iter().flat_map(u64::to_ne_bytes).collect()
+}
+
+fn run_owner_call(script: &mut Script<'_>, call: &OwnerCall) -> Result<()> {
+    match *call {
+        OwnerCall::EpollAdd { epfd, fd, events, data } => {
+            // struct epoll_event is packed on x86_64 (include/uapi/linux/eventpoll.h).
+            let mut event = events.to_ne_bytes().to_vec();
+            event.extend(data.to_ne_bytes());
+            let args = [epfd.into(), libc::EPOLL_CTL_ADD.into(), fd.into(), event.as_slice().into()];
+            script.call("epoll_ctl(EPOLL_CTL_ADD)", libc::SYS_epoll_ctl, args)
+        }
+    }
+}
+
+fn prctl(script: &mut Script<'_>, option: i32, value: Arg<'_>) -> Result<()> {
+    script.call("prctl", libc::SYS_prctl, [option.into(), value, 0u64.into(), 0u64.into(), 0u64.into()])
+}

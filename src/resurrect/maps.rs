@@ -1,0 +1,164 @@
+//! The memory map of the task that is rebuilt: everything goes but the stage, then each mapping is made where it was.
+#![deny(unsafe_code)]
+
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::script::Script;
+use super::stage::Stage;
+use crate::arch;
+use crate::image::state::{Backing, Memory, Vma};
+
+/// Descriptors of what mappings refer to, by index in the snapshot and by [`needs_write`]; the task has inherited them under the
+/// same numbers.
+pub struct MappedFds<'a> {
+    pub files: HashMap<(u32, bool), BorrowedFd<'a>>,
+    pub shared: HashMap<(u32, bool), BorrowedFd<'a>>,
+}
+
+/// Whether the mapping needs a descriptor for writing: it is shared and may be made writable ("mw", VM_MAYWRITE).
+pub fn needs_write(vma: &Vma) -> bool {
+    vma.shared && vma.flags.has(b"mw")
+}
+
+const PROT_WRITE: u8 = 2;
+
+/// Unmaps all but the stage, maps the kernel's own set anew, then all of `memory`.
+pub fn make(script: &mut Script<'_>, stage: &Stage, memory: &Memory, fds: &MappedFds<'_>) -> Result<()> {
+    munmap(script, 0, stage.addr())?;
+    munmap(script, stage.end(), arch::TASK_SIZE - stage.end())?;
+    map_vdso(script, memory)?;
+    for vma in memory.vmas.iter().filter(|vma| !matches!(vma.backing, Backing::Kernel(_))) {
+        map(script, vma, fds).with_context(|| format!("mapping {:x}-{:x}", vma.start, vma.end))?;
+    }
+    Ok(())
+}
+
+fn munmap(script: &mut Script<'_>, addr: u64, len: u64) -> Result<()> {
+    script.call("munmap", libc::SYS_munmap, [addr.into(), len.into()])
+}
+
+/// [vvar] and [vdso] come as one set, mapped by the kernel at the lowest address of the recorded set.
+///
+/// arch_prctl(ARCH_MAP_VDSO_64) takes the address as a hint (map_vdso(), arch/x86/entry/vdso/vma.c); it is free now, so the
+/// hint is followed, and [`verify_vdso`] looks.
+fn map_vdso(script: &mut Script<'_>, memory: &Memory) -> Result<()> {
+    const ARCH_MAP_VDSO_64: i32 = 0x2003;
+    let lowest = memory.vmas.iter().find(|vma| matches!(vma.backing, Backing::Kernel(_)));
+    let Some(lowest) = lowest else {
+        return Ok(());
+    };
+    script
+        .ask("arch_prctl(ARCH_MAP_VDSO_64)", libc::SYS_arch_prctl, [ARCH_MAP_VDSO_64.into(), lowest.start.into()])
+        .map(drop)
+        .context("map [vdso] (needs a kernel with CONFIG_CHECKPOINT_RESTORE)")
+}
+
+/// Compares the kernel's own mappings that the task has (name, start, end) with those of the image.
+pub fn verify_vdso(memory: &Memory, actual: &[(String, u64, u64)]) -> Result<()> {
+    let wanted = memory.vmas.iter().filter_map(|vma| match &vma.backing {
+        Backing::Kernel(name) => Some((name.clone(), vma.start, vma.end)),
+        _ => None,
+    });
+    let wanted: Vec<_> = wanted.collect();
+    ensure!(
+        wanted == actual,
+        "this kernel's [vdso] set is laid out otherwise than the image's: {actual:x?} instead of {wanted:x?}"
+    );
+    Ok(())
+}
+
+fn map(script: &mut Script<'_>, vma: &Vma, fds: &MappedFds<'_>) -> Result<()> {
+    let (fd, offset) = match vma.backing {
+        Backing::Anonymous => (-1, 0),
+        Backing::File { file, offset } => {
+            (fds.files.get(&(file, needs_write(vma))).context("a file that is not open")?.as_raw_fd(), offset)
+        }
+        Backing::Shared { object, offset } => {
+            (fds.shared.get(&(object, needs_write(vma))).context("no such shared object")?.as_raw_fd(), offset)
+        }
+        Backing::Kernel(_) => bail!("a mapping of the kernel's own"),
+    };
+    // Private memory that was writable once is accounted ("ac"); mapped read-only from the start it would not be, and would
+    // merge with its neighbours: RELRO segments are such.
+    let was_writable = !vma.shared && vma.flags.has(b"ac") && vma.prot & PROT_WRITE == 0;
+    let prot = if was_writable { vma.prot | PROT_WRITE } else { vma.prot };
+    let len = vma.end - vma.start;
+    let args = [vma.start.into(), len.into(), i32::from(prot).into(), map_flags(vma).into(), fd.into(), offset.into()];
+    script.call("mmap", libc::SYS_mmap, args)?;
+    if was_writable {
+        let args = [vma.start.into(), len.into(), i32::from(vma.prot).into()];
+        script.call("mprotect", libc::SYS_mprotect, args)?;
+    }
+    advise(script, vma)
+}
+
+fn map_flags(vma: &Vma) -> i32 {
+    let mut flags = libc::MAP_FIXED_NOREPLACE | if vma.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+    if vma.backing == Backing::Anonymous {
+        flags |= libc::MAP_ANONYMOUS;
+    }
+    for (code, flag) in [(b"gd", libc::MAP_GROWSDOWN), (b"nr", libc::MAP_NORESERVE)] {
+        if vma.flags.has(code) {
+            flags |= flag;
+        }
+    }
+    flags
+}
+
+/// What madvise(2) set, by the code that smaps shows (proc_pid_smaps(5)).
+const ADVICE: [(&[u8; 2], i32); 8] = [
+    (b"sr", libc::MADV_SEQUENTIAL),
+    (b"rr", libc::MADV_RANDOM),
+    (b"dc", libc::MADV_DONTFORK),
+    (b"dd", libc::MADV_DONTDUMP),
+    (b"wf", libc::MADV_WIPEONFORK),
+    (b"mg", libc::MADV_MERGEABLE),
+    (b"hg", libc::MADV_HUGEPAGE),
+    (b"nh", libc::MADV_NOHUGEPAGE),
+];
+
+fn advise(script: &mut Script<'_>, vma: &Vma) -> Result<()> {
+    for (_, advice) in ADVICE.into_iter().filter(|(code, _)| vma.flags.has(code)) {
+        let args = [vma.start.into(), (vma.end - vma.start).into(), advice.into()];
+        script.call("madvise", libc::SYS_madvise, args)?;
+    }
+    Ok(())
+}
+
+/// mlock2(2) for locked memory, once its content is there: before, locking would fill it with pages of zeros.
+pub fn lock(script: &mut Script<'_>, memory: &Memory) -> Result<()> {
+    for vma in memory.vmas.iter().filter(|vma| vma.flags.has(b"lo")) {
+        let onfault = if vma.flags.has(b"lf") { libc::MLOCK_ONFAULT } else { 0 };
+        let args = [vma.start.into(), (vma.end - vma.start).into(), onfault.into()];
+        // Locking a mapping without access succeeds in locking and fails in populating it: ENOMEM, as it did for the program.
+        match script.try_ask("mlock2", libc::SYS_mlock2, args)? {
+            Ok(_) => {}
+            Err(nix::Error::ENOMEM) if vma.prot == 0 => {}
+            Err(errno) => bail!("mlock2 of {:x}-{:x}: {}", vma.start, vma.end, errno.desc()),
+        }
+    }
+    Ok(())
+}
+
+/// Guard regions (madvise(2), Linux 6.13) and names of anonymous memory (PR_SET_VMA(2const)).
+pub fn guard_and_name(script: &mut Script<'_>, memory: &Memory) -> Result<()> {
+    const MADV_GUARD_INSTALL: i32 = 102;
+    const PR_SET_VMA: i32 = 0x5356_4d41;
+    const PR_SET_VMA_ANON_NAME: u64 = 0;
+    for vma in &memory.vmas {
+        for (start, end) in &vma.guards {
+            let args = [(*start).into(), (end - start).into(), MADV_GUARD_INSTALL.into()];
+            script.call("madvise(MADV_GUARD_INSTALL)", libc::SYS_madvise, args)?;
+        }
+        if !vma.name.is_empty() {
+            let name: Vec<u8> = vma.name.iter().copied().chain([0]).collect();
+            let (start, len) = (vma.start.into(), (vma.end - vma.start).into());
+            let args = [PR_SET_VMA.into(), PR_SET_VMA_ANON_NAME.into(), start, len, name.as_slice().into()];
+            script.call("prctl(PR_SET_VMA_ANON_NAME)", libc::SYS_prctl, args)?;
+        }
+    }
+    Ok(())
+}

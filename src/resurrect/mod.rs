@@ -1,0 +1,29 @@
+//! Rebuilds a process around a tiny stub that runs scripts of system calls: `plan` and `layout` decide, the rest drives.
+
+mod credentials;
+mod descriptors;
+mod fill;
+mod finish;
+pub mod layout;
+mod maps;
+pub mod plan;
+mod process;
+mod resume;
+mod script;
+mod shared_memory;
+mod spawn;
+mod stage;
+mod threads;
+pub mod timens;
+mod timers;
+mod uffd;
+mod wire;
+
+pub use descriptors::Move;
+pub use fill::Fill;
+pub use maps::{MappedFds, needs_write};
+pub use process::{Parts, Rebuilt, own_vdso, rebuild, vdso_syscall};
+pub use resume::GoesOn;
+pub use shared_memory::SharedMemory;
+pub use spawn::embed_stub_size;
+pub use threads::Inherited;

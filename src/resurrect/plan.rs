@@ -1,0 +1,189 @@
+//! What a thaw will do and what stands against it, decided from the image and from facts about this machine. Pure.
+#![deny(unsafe_code)]
+
+use nix::unistd::Pid;
+
+use super::timens::{self, ClockPolicy, HostClocks, TimeOffsets};
+use crate::arch;
+use crate::image::state::{Backing, Process, Rlimit, Snapshot};
+use crate::refusal::Refusal;
+
+/// Facts about the machine that thaws.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    pub boot_id: String,
+    pub clocks: HostClocks,
+    pub kernel_release: String,
+    pub vdso_hash: u64,
+    pub pid_max: i32,
+    /// Whether set_tid of clone3(2) is allowed: CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN.
+    pub can_choose_pids: bool,
+    /// Whether a time namespace may be made: CONFIG_TIME_NS and CAP_SYS_ADMIN, CAP_SYS_TIME.
+    pub can_set_clocks: bool,
+    /// CAP_SYS_RESOURCE: hard limits may be raised, oom_score_adj lowered.
+    pub can_raise_limits: bool,
+    pub rlimits: Vec<Rlimit>,
+    pub oom_score_adj: i32,
+    /// Ids that the image wants and that are in use here, with what uses them.
+    pub taken: Vec<(i32, String)>,
+}
+
+/// What the user asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Wishes {
+    pub detach: bool,
+    pub clock: ClockPolicy,
+}
+
+/// How the program's session and process group come about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Session {
+    /// It led its session, or it is detached: setsid(2).
+    New,
+    /// It led its process group in a session led from outside: thaw's session, its own group.
+    OwnGroup,
+    /// Both were led from outside: thaw's session and group.
+    Join,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    pub pid: Pid,
+    pub session: Session,
+    pub time_offsets: Option<TimeOffsets>,
+    /// personality(2) of the stub's exec.
+    pub personality: u64,
+    /// Soft RLIMIT_STACK of the stub's exec, which sets the base below which mmap(2) will place new mappings.
+    pub stack_limit: u64,
+}
+
+/// All refusals at once, or the plan.
+pub fn plan(snapshot: &Snapshot, machine: &Machine, wishes: Wishes) -> Result<Plan, Vec<Refusal>> {
+    let [process] = snapshot.processes.as_slice() else {
+        let pid = snapshot.processes.first().map_or(0, |process| process.pid);
+        let reason = format!("has {} processes, and this version thaws one", snapshot.processes.len());
+        return Err(vec![Refusal::new(pid, "the image", reason, "use a newer cryopod")]);
+    };
+    let time_offsets =
+        timens::offsets(&snapshot.clocks, snapshot.host.boot_id == machine.boot_id, machine.clocks, wishes.clock);
+    let mut refusals = against_ids(process, machine);
+    refusals.extend(against_kernel(snapshot, process, machine));
+    refusals.extend(against_limits(process, machine));
+    refusals.extend(time_offsets.and_then(|_| against_clocks(process, machine)));
+    refusals.extend(against_parent(process, wishes));
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
+    Ok(Plan {
+        pid: Pid::from_raw(process.pid),
+        session: session(process, wishes),
+        time_offsets,
+        personality: libc::ADDR_NO_RANDOMIZE as u64 | u64::from(process.personality & ADDR_COMPAT_LAYOUT),
+        stack_limit: stack_limit(process),
+    })
+}
+
+const ADDR_COMPAT_LAYOUT: u32 = 0x020_0000;
+
+fn session(process: &Process, wishes: Wishes) -> Session {
+    if process.sid == process.pid || wishes.detach {
+        Session::New
+    } else if process.pgid == process.pid {
+        Session::OwnGroup
+    } else {
+        Session::Join
+    }
+}
+
+fn against_ids(process: &Process, machine: &Machine) -> Vec<Refusal> {
+    let pid = process.pid;
+    let mut refusals = Vec::new();
+    if !machine.can_choose_pids {
+        let reason = "is the id that the program must have again, and choosing ids needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN";
+        refusals.push(Refusal::new(pid, format!("pid {pid}"), reason, "run thaw as root"));
+    }
+    for (id, holder) in &machine.taken {
+        let remedy = format!("wait until it has ended, or end it: kill {id}");
+        refusals.push(Refusal::new(pid, format!("id {id}"), format!("is taken by {holder}"), remedy));
+    }
+    if let Some(thread) = process.threads.iter().find(|thread| thread.tid > machine.pid_max) {
+        let reason = format!("is above kernel.pid_max, {}, of this machine", machine.pid_max);
+        refusals.push(Refusal::new(pid, format!("id {}", thread.tid), reason, "raise it with sysctl kernel.pid_max"));
+    }
+    refusals
+}
+
+fn against_kernel(snapshot: &Snapshot, process: &Process, machine: &Machine) -> Option<Refusal> {
+    let has_vdso = process.memory.vmas.iter().any(|vma| matches!(&vma.backing, Backing::Kernel(name) if name == "[vdso]"));
+    if !has_vdso {
+        let reason = "has no [vdso], through which the last call of a thaw is made";
+        return Some(Refusal::new(process.pid, "its memory", reason, ""));
+    }
+    if snapshot.host.vdso_hash == machine.vdso_hash {
+        return None;
+    }
+    let reason = format!(
+        "is not that of this kernel: the image was made on Linux {}, this is Linux {}",
+        snapshot.host.kernel_release, machine.kernel_release
+    );
+    Some(Refusal::new(process.pid, "[vdso]", reason, "thaw it on a machine with that kernel and the same kind of CPU"))
+}
+
+fn against_limits(process: &Process, machine: &Machine) -> Vec<Refusal> {
+    let pid = process.pid;
+    let mut refusals = Vec::new();
+    if machine.can_raise_limits {
+        return refusals;
+    }
+    for wanted in &process.rlimits {
+        let Some(own) = machine.rlimits.iter().find(|own| own.resource == wanted.resource) else { continue };
+        if wanted.hard > own.hard {
+            let reason = format!("was {}, more than thaw's own {}", wanted.hard, own.hard);
+            let remedy = "run thaw with CAP_SYS_RESOURCE, or from a shell with a higher limit";
+            refusals.push(Refusal::new(pid, format!("the hard limit {}", limit_name(wanted.resource)), reason, remedy));
+        }
+    }
+    if process.oom_score_adj < machine.oom_score_adj {
+        let reason = format!("was {}, below thaw's own {}", process.oom_score_adj, machine.oom_score_adj);
+        refusals.push(Refusal::new(pid, "oom_score_adj", reason, "run thaw with CAP_SYS_RESOURCE"));
+    }
+    refusals
+}
+
+fn against_clocks(process: &Process, machine: &Machine) -> Option<Refusal> {
+    let remedy = "run thaw as root, or accept that its clocks jump: --clock=host";
+    let reason = "would run backwards or jump without a time namespace, which needs CAP_SYS_ADMIN, CAP_SYS_TIME and CONFIG_TIME_NS";
+    (!machine.can_set_clocks).then(|| Refusal::new(process.pid, "its monotonic clock", reason, remedy))
+}
+
+/// A detached thaw ends at once, and its end would be the parent's.
+fn against_parent(process: &Process, wishes: Wishes) -> Option<Refusal> {
+    let thread = process.threads.iter().find(|thread| thread.pdeath_signal != 0)?;
+    let object = format!("the parent-death signal {} of thread {}", thread.pdeath_signal, thread.tid);
+    let reason = "would be sent as soon as a detached thaw returns";
+    wishes.detach.then(|| Refusal::new(process.pid, object, reason, "thaw it in the foreground"))
+}
+
+/// Names of RLIMIT_*, in the order of their numbers (include/uapi/asm-generic/resource.h).
+const LIMIT_NAMES: [&str; 16] = [
+    "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_CORE", "RLIMIT_RSS", "RLIMIT_NPROC",
+    "RLIMIT_NOFILE", "RLIMIT_MEMLOCK", "RLIMIT_AS", "RLIMIT_LOCKS", "RLIMIT_SIGPENDING", "RLIMIT_MSGQUEUE",
+    "RLIMIT_NICE", "RLIMIT_RTPRIO", "RLIMIT_RTTIME",
+];
+
+fn limit_name(resource: u32) -> String {
+    LIMIT_NAMES.get(resource as usize).map_or_else(|| format!("{resource}"), |name| (*name).to_owned())
+}
+
+/// The stack limit at exec from which the kernel computes the recorded mmap base: base = top - limit - guard gap, without
+/// randomisation (mmap_base(), arch/x86/mm/mmap.c). The highest mapping below the stack is taken for the base.
+fn stack_limit(process: &Process) -> u64 {
+    let unlimited = process.rlimits.iter().any(|limit| limit.resource == libc::RLIMIT_STACK && limit.soft == u64::MAX);
+    if unlimited {
+        return u64::MAX; // bottom-up layout, whose base does not depend on the limit (mmap_is_legacy())
+    }
+    let stack = process.memory.layout.start_stack;
+    let below = process.memory.vmas.iter().take_while(|vma| vma.end <= stack).last();
+    let base = below.map_or(arch::TASK_SIZE, |vma| vma.end);
+    arch::TASK_SIZE.saturating_sub(base).saturating_sub(super::layout::STACK_GUARD_GAP)
+}

@@ -1,0 +1,198 @@
+//! The last steps of a thaw: timed calls start again with the time they had left, the stub goes, registers are set, and
+//! every thread is let go.
+#![deny(unsafe_code)]
+
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::finish::action_bytes;
+use super::process::Rebuilt;
+use super::stage::Stage;
+use crate::arch::{Interrupted, Registers};
+use crate::image::state::{Process, RegSet, Thread, TimedWait};
+use crate::tracer::{Resume, Stop, Stopped};
+
+/// How the restored program goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GoesOn {
+    AsItWas,
+    /// In group-stop, for a debugger.
+    Stopped,
+}
+
+impl Rebuilt<'_> {
+    /// Lets the process go. Returns how long the window from the first to the last detach was; until the first, an error (or our
+    /// death) leaves nothing behind.
+    pub fn resume(mut self, how: GoesOn) -> Result<Duration> {
+        let process = self.parts.process;
+        let mut all_regs = Vec::with_capacity(process.threads.len());
+        for (thread, task) in process.threads.iter().zip(&mut self.tasks) {
+            let regs = restart(&self.stage, task, thread, self.parts.vdso_syscall);
+            all_regs.push(regs.with_context(|| format!("thread {}", thread.tid))?);
+        }
+        self.drop_stub()?;
+        for ((thread, task), regs) in process.threads.iter().zip(&mut self.tasks).zip(&all_regs) {
+            set_registers(task, thread, regs).with_context(|| format!("registers of thread {}", thread.tid))?;
+        }
+        process.threads.iter().try_for_each(|thread| self.restore_critical_section(thread))?;
+        if how == GoesOn::Stopped || process.stopped_by.is_some() {
+            nix::sys::signal::kill(self.parts.plan.pid, nix::sys::signal::SIGSTOP).context("send SIGSTOP")?;
+        }
+        self.detach_all()
+    }
+
+    /// The two calls after which no trap is left: SIGTRAP gets its action back, which traps would overwrite, and the stage is
+    /// unmapped, through a system call instruction of the [vdso].
+    fn drop_stub(&mut self) -> Result<()> {
+        let process = self.parts.process;
+        if let Some(action) = trap_action(process) {
+            self.stage.write_data(0, &action)?;
+            let args = [libc::SIGTRAP as u64, self.stage.data_addr(0), 0, 8, 0, 0];
+            let result = call(&mut self.tasks[0], self.parts.vdso_syscall, libc::SYS_rt_sigaction, args)?;
+            ensure!(result == 0, "rt_sigaction(SIGTRAP): {result}");
+        }
+        let (start, len) = (self.stage.addr(), self.stage.end() - self.stage.addr());
+        let result = call(&mut self.tasks[0], self.parts.vdso_syscall, libc::SYS_munmap, [start, len, 0, 0, 0, 0])?;
+        ensure!(result == 0, "unmap the stub: {result}");
+        Ok(())
+    }
+
+    /// The kernel clears struct rseq's rseq_cs on every return from a call, so it is written when no more calls are made.
+    fn restore_critical_section(&self, thread: &Thread) -> Result<()> {
+        const RSEQ_CS_OFFSET: u64 = 8;
+        match thread.rseq {
+            Some(rseq) if rseq.critical_section != 0 => self
+                .memory
+                .write_all_at(&rseq.critical_section.to_ne_bytes(), rseq.addr + RSEQ_CS_OFFSET)
+                .with_context(|| format!("write rseq_cs of thread {}", thread.tid)),
+            _ => Ok(()),
+        }
+    }
+
+    /// From the first detach on the program runs: there is no way back, and errors of single threads are reported after all
+    /// have been tried.
+    fn detach_all(mut self) -> Result<Duration> {
+        let begin = Instant::now();
+        self.alive = false;
+        let mut failed = None;
+        for task in self.tasks.drain(..) {
+            if let Err(error) = task.detach(0) {
+                failed.get_or_insert(error);
+            }
+        }
+        let window = begin.elapsed();
+        failed.map_or(Ok(window), |error| Err(error).context("let the program go"))
+    }
+}
+
+fn trap_action(process: &Process) -> Option<Vec<u8>> {
+    process.signal_actions.iter().find(|action| action.signal == libc::SIGTRAP).map(action_bytes)
+}
+
+/// Registers as the thread is to have them. A thread that was caught in a call with a restart block, which died with it, is
+/// made to enter the call again for the time that was left, and is interrupted: then it has a live restart block.
+fn restart(stage: &Stage, task: &mut Stopped, thread: &Thread, syscall_at: u64) -> Result<Registers> {
+    let mut regs = general_registers(thread)?;
+    match (regs.interrupted(), thread.timed_wait) {
+        (Some(Interrupted::RestartBlock), Some(wait)) => match again(stage, task, &regs, wait, syscall_at)? {
+            Entered::Waits => {}
+            Entered::Returned(result) => {
+                regs.set_result(result);
+                regs.forget_syscall();
+            }
+            Entered::Unknown => regs.reissue(),
+        },
+        (Some(Interrupted::RestartBlock), None) => regs.reissue(),
+        (Some(Interrupted::Fails), _) => regs.reissue(),
+        (Some(Interrupted::Restarts) | None, _) => {}
+    }
+    Ok(regs)
+}
+
+enum Entered {
+    /// Caught in the call once more: -ERESTART_RESTARTBLOCK.
+    Waits,
+    /// It did not wait: time was up, or what it waits for has happened.
+    Returned(i64),
+    /// A call that this version does not know how to shorten.
+    Unknown,
+}
+
+fn again(stage: &Stage, task: &mut Stopped, original: &Registers, wait: TimedWait, syscall_at: u64) -> Result<Entered> {
+    let mut args = original.arguments();
+    if !shorten(stage, &mut args, wait)? {
+        return Ok(Entered::Unknown);
+    }
+    let mut regs = *original;
+    regs.set_pc(syscall_at);
+    regs.set_call(wait.number, args);
+    task.set_regs(&regs)?;
+    expect_stop(task.resume_and_wait(Resume::ToSyscall, 0)?, Stop::Syscall)?;
+    // Asked for before it enters, so that it waits for no longer than it takes to notice.
+    task.interrupt()?;
+    expect_stop(task.resume_and_wait(Resume::Continue, 0)?, Stop::Interrupted { signal: libc::SIGTRAP })?;
+    let regs = task.regs()?;
+    Ok(match regs.result() {
+        -516 => Entered::Waits,
+        // Caught in a way that leaves no restart block.
+        -514..=-512 | -4 => Entered::Unknown,
+        result => Entered::Returned(result),
+    })
+}
+
+/// Puts the time left in place of the time asked for; false for a call that has none we know.
+fn shorten(stage: &Stage, args: &mut [u64; 6], wait: TimedWait) -> Result<bool> {
+    let left_ns = wait.left_ns.max(1); // 0 would be "poll and return" to poll(2), and is what 1 comes to for the others
+    let timespec: Vec<u8> =
+        [left_ns / 1_000_000_000, left_ns % 1_000_000_000].into_iter().flat_map(u64::to_ne_bytes).collect();
+    let index = match wait.number as i64 {
+        libc::SYS_nanosleep => 0,
+        libc::SYS_clock_nanosleep => 2,
+        libc::SYS_futex => 3,
+        libc::SYS_poll => {
+            args[2] = left_ns.div_ceil(1_000_000);
+            return Ok(true);
+        }
+        _ => return Ok(false),
+    };
+    stage.write_data(0, &timespec)?;
+    args[index] = stage.data_addr(0);
+    Ok(true)
+}
+
+fn expect_stop(actual: Stop, wanted: Stop) -> Result<()> {
+    ensure!(actual == wanted, "stopped by {actual:?} instead of {wanted:?}");
+    Ok(())
+}
+
+/// One call, from stop to stop, without a trap.
+fn call(task: &mut Stopped, syscall_at: u64, number: i64, args: [u64; 6]) -> Result<i64> {
+    let mut regs = task.regs()?;
+    regs.set_pc(syscall_at);
+    regs.set_call(number as u64, args);
+    task.set_regs(&regs)?;
+    for _ in ["entry", "exit"] {
+        expect_stop(task.resume_and_wait(Resume::ToSyscall, 0)?, Stop::Syscall)?;
+    }
+    Ok(task.regs()?.result())
+}
+
+fn general_registers(thread: &Thread) -> Result<Registers> {
+    let set = thread.regsets.iter().find(|set| is_general(set)).context("no general registers")?;
+    Registers::from_bytes(&set.data).context("general registers of another architecture")
+}
+
+fn is_general(set: &RegSet) -> bool {
+    set.note == libc::NT_PRSTATUS as u32
+}
+
+fn set_registers(task: &mut Stopped, thread: &Thread, regs: &Registers) -> Result<()> {
+    task.set_regs(regs)?;
+    for set in thread.regsets.iter().filter(|set| !is_general(set)) {
+        task.set_regset(set.note, &set.data)?;
+    }
+    task.set_sigmask(thread.sigmask)?;
+    Ok(())
+}

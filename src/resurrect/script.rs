@@ -1,0 +1,191 @@
+//! System calls of the task that is rebuilt, gathered and run many at a time by the stub. They read as calls.
+#![deny(unsafe_code)]
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::errno::Errno;
+
+use super::stage::{DATA_LEN, OPS_MAX, Stage};
+use super::wire::{FIRST_ERROR, GO_ON, Op};
+use crate::arch;
+use crate::tracer::{Resume, Stop, Stopped};
+
+/// Calls for one task. They are queued, and run when the stage is full, when a result is asked for, or by [`run`](Self::run).
+pub struct Script<'a> {
+    stage: &'a Stage,
+    task: &'a mut Stopped,
+    queue: Vec<(&'static str, Op)>,
+    /// Bytes of the data area in use by the queue.
+    data_used: usize,
+}
+
+/// An argument of a call: a number, or bytes that it points at.
+#[derive(Clone, Copy)]
+pub enum Arg<'b> {
+    Is(u64),
+    At(&'b [u8]),
+    /// Bytes in which the pointer at offset `at` is to point at offset `to` of the same bytes.
+    Linked { bytes: &'b [u8], at: usize, to: usize },
+}
+
+impl Arg<'_> {
+    fn data_len(&self) -> usize {
+        match self {
+            Arg::Is(_) => 0,
+            Arg::At(bytes) | Arg::Linked { bytes, .. } => bytes.len() + ALIGN,
+        }
+    }
+}
+
+impl From<u64> for Arg<'_> {
+    fn from(number: u64) -> Self {
+        Arg::Is(number)
+    }
+}
+
+impl From<i32> for Arg<'_> {
+    /// Sign-extended, as the C library passes it.
+    fn from(number: i32) -> Self {
+        Arg::Is(number as i64 as u64)
+    }
+}
+
+impl From<u32> for Arg<'_> {
+    fn from(number: u32) -> Self {
+        Arg::Is(number.into())
+    }
+}
+
+impl From<bool> for Arg<'_> {
+    fn from(flag: bool) -> Self {
+        Arg::Is(flag.into())
+    }
+}
+
+impl<'b> From<&'b [u8]> for Arg<'b> {
+    fn from(bytes: &'b [u8]) -> Self {
+        Arg::At(bytes)
+    }
+}
+
+const ALIGN: usize = 64;
+
+impl<'a> Script<'a> {
+    pub fn new(stage: &'a Stage, task: &'a mut Stopped) -> Self {
+        Script { stage, task, queue: Vec::new(), data_used: 0 }
+    }
+
+    /// Queues a call that must succeed.
+    pub fn call<const N: usize>(&mut self, name: &'static str, number: i64, args: [Arg<'_>; N]) -> Result<()> {
+        self.push(name, number as u64, args)
+    }
+
+    /// Queues a call whose failure does not matter; the caller says why at the call.
+    pub fn attempt<const N: usize>(&mut self, name: &'static str, number: i64, args: [Arg<'_>; N]) -> Result<()> {
+        self.push(name, number as u64 | GO_ON, args)
+    }
+
+    /// Runs a call now, after all queued ones, and returns its result.
+    pub fn ask<const N: usize>(&mut self, name: &'static str, number: i64, args: [Arg<'_>; N]) -> Result<u64> {
+        self.call(name, number, args)?;
+        let results = self.flush()?;
+        Ok(*results.last().expect("one call was queued") as u64)
+    }
+
+    /// Like [`ask`](Self::ask), for a call that may fail: the errno is the caller's to judge.
+    pub fn try_ask<const N: usize>(
+        &mut self,
+        name: &'static str,
+        number: i64,
+        args: [Arg<'_>; N],
+    ) -> Result<std::result::Result<u64, Errno>> {
+        self.attempt(name, number, args)?;
+        let result = *self.flush()?.last().expect("one call was queued");
+        Ok(if is_error(result) { Err(Errno::from_raw(-result as i32)) } else { Ok(result as u64) })
+    }
+
+    /// Runs what is queued.
+    pub fn run(mut self) -> Result<()> {
+        self.flush().map(drop)
+    }
+
+    fn push<const N: usize>(&mut self, name: &'static str, number: u64, args: [Arg<'_>; N]) -> Result<()> {
+        let wanted: usize = args.iter().map(Arg::data_len).sum();
+        if wanted > DATA_LEN as usize {
+            bail!("{name}: {wanted} bytes of arguments");
+        }
+        if self.queue.len() == OPS_MAX || self.data_used + wanted > DATA_LEN as usize {
+            self.flush()?;
+        }
+        let mut op = Op { number, ..Op::default() };
+        for (slot, arg) in op.args.iter_mut().zip(args) {
+            *slot = match arg {
+                Arg::Is(number) => number,
+                Arg::At(bytes) => self.place(bytes)?,
+                Arg::Linked { bytes, at, to } => self.place_linked(bytes, at, to)?,
+            };
+        }
+        self.queue.push((name, op));
+        Ok(())
+    }
+
+    fn place(&mut self, bytes: &[u8]) -> Result<u64> {
+        let offset = self.data_used.next_multiple_of(ALIGN);
+        self.stage.write_data(offset, bytes)?;
+        self.data_used = offset + bytes.len();
+        Ok(self.stage.data_addr(offset))
+    }
+
+    fn place_linked(&mut self, bytes: &[u8], at: usize, to: usize) -> Result<u64> {
+        let addr = self.stage.data_addr(self.data_used.next_multiple_of(ALIGN));
+        let mut bytes = bytes.to_vec();
+        bytes[at..at + 8].copy_from_slice(&(addr + to as u64).to_ne_bytes());
+        self.place(&bytes)
+    }
+
+    fn flush(&mut self) -> Result<Vec<i64>> {
+        let queue = std::mem::take(&mut self.queue);
+        self.data_used = 0;
+        if queue.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ops: Vec<Op> = queue.iter().map(|(_, op)| *op).collect();
+        self.stage.write_ops(&ops)?;
+        let done = run_stub(self.stage, self.task, ops.len())?;
+        let results = self.stage.results(ops.len())?;
+        if done < ops.len() {
+            let (name, op) = queue[done];
+            return Err(failed(name, &op, results[done])).with_context(|| format!("task {}", self.task.tid()));
+        }
+        Ok(results)
+    }
+}
+
+/// Lets the stub run `count` operations and returns how many it ran before an error.
+fn run_stub(stage: &Stage, task: &mut Stopped, count: usize) -> Result<usize> {
+    let mut regs = task.regs()?;
+    regs.set_function_call(stage.entry() + arch::STUB_RUN, stage.stack_top(), stage.ops_addr(), count as u64);
+    task.set_regs(&regs)?;
+    run_to_trap(task)?;
+    Ok(usize::try_from(task.regs()?.result()).unwrap_or(0).min(count))
+}
+
+/// Lets the task run to its next trap instruction. Signals are blocked while it is rebuilt, so nothing else comes in between.
+pub fn run_to_trap(task: &mut Stopped) -> Result<()> {
+    loop {
+        match task.resume_and_wait(Resume::Continue, 0)? {
+            Stop::Signal(libc::SIGTRAP) => return Ok(()),
+            // Somebody sent SIGSTOP or SIGCONT: signals that cannot be blocked do not hold up the work.
+            Stop::Interrupted { .. } | Stop::Signal(libc::SIGSTOP) => {}
+            stop => bail!("task {} stopped by {stop:?} at {:#x} while it was rebuilt", task.tid(), task.regs()?.pc()),
+        }
+    }
+}
+
+fn failed(name: &str, op: &Op, result: i64) -> anyhow::Error {
+    let args: Vec<String> = op.args.iter().map(|arg| format!("{arg:#x}")).collect();
+    anyhow!("{name}({}): {}", args.join(", "), std::io::Error::from_raw_os_error(-result as i32))
+}
+
+fn is_error(result: i64) -> bool {
+    (FIRST_ERROR..0).contains(&result)
+}

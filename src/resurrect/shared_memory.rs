@@ -1,0 +1,78 @@
+//! Memory that lives in an inode of its own: made once in our own process, mapped and filled by descriptors.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr;
+
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+
+use super::maps::needs_write;
+use crate::fd::make_memfd;
+use crate::image::state::{Backing, SharedKind, SharedObject, Snapshot};
+
+/// The shared objects of an image, of their recorded size and empty.
+pub struct SharedMemory {
+    /// In the order of `Snapshot::shared_objects`, for reading and writing.
+    objects: Vec<OwnedFd>,
+    /// Read-only descriptions for mappings that could never be made writable (no "mw" in their flags).
+    read_only: HashMap<u32, File>,
+}
+
+impl SharedMemory {
+    pub fn make(snapshot: &Snapshot) -> Result<Self> {
+        let objects: Vec<OwnedFd> =
+            snapshot.shared_objects.iter().map(make_object).collect::<Result<_>>().context("make shared memory")?;
+        let mut read_only = HashMap::new();
+        for vma in snapshot.processes.iter().flat_map(|process| &process.memory.vmas) {
+            let Backing::Shared { object, .. } = vma.backing else { continue };
+            if !needs_write(vma) && !read_only.contains_key(&object) {
+                let fd = objects.get(object as usize).context("no such shared object")?;
+                let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+                read_only.insert(object, File::open(&path).with_context(|| format!("open {path}"))?);
+            }
+        }
+        Ok(SharedMemory { objects, read_only })
+    }
+
+    /// Descriptors for descriptions to be made from, and for filling.
+    pub fn duplicates(&self) -> Result<Vec<OwnedFd>> {
+        self.objects.iter().map(|fd| fd.try_clone().context("duplicate a descriptor")).collect()
+    }
+
+    pub fn by_access(&self) -> HashMap<(u32, bool), BorrowedFd<'_>> {
+        let writable = self.objects.iter().enumerate().map(|(index, fd)| ((index as u32, true), fd.as_fd()));
+        let read_only = self.read_only.iter().map(|(index, file)| ((*index, false), file.as_fd()));
+        writable.chain(read_only).collect()
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.objects.iter().map(AsFd::as_fd).chain(self.read_only.values().map(AsFd::as_fd))
+    }
+}
+
+fn make_object(object: &SharedObject) -> Result<OwnedFd> {
+    match object.kind {
+        SharedKind::Memfd { .. } => make_memfd(object),
+        SharedKind::Anonymous => make_anonymous(object.size),
+    }
+}
+
+/// Anonymous shared memory has no name to open, but the link in map_files of one who has it mapped (CAP_CHECKPOINT_RESTORE,
+/// proc_map_files_get_link()). Our mapping goes at once; the descriptor keeps the object.
+fn make_anonymous(size: u64) -> Result<OwnedFd> {
+    ensure!(size > 0 && size < crate::arch::TASK_SIZE, "anonymous shared memory of {size} bytes");
+    let len = size as usize;
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+    // SAFETY: a new mapping at an address of the kernel's choice, never touched.
+    let addr = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, -1, 0) };
+    if addr == libc::MAP_FAILED {
+        return Err(Errno::last()).context("mmap");
+    }
+    let path = format!("/proc/self/map_files/{:x}-{:x}", addr as u64, addr as u64 + size.next_multiple_of(4096));
+    let opened = OpenOptions::new().read(true).write(true).open(&path);
+    // SAFETY: the mapping made above, to which nothing refers.
+    unsafe { libc::munmap(addr, len) };
+    Ok(opened.with_context(|| format!("open {path}"))?.into())
+}

@@ -1,0 +1,40 @@
+//! Signals: waiting for them with where they came from, and sending any number.
+
+use nix::errno::Errno;
+use nix::sys::signal::SigSet;
+use nix::unistd::Pid;
+
+/// A signal that was waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SignalInfo {
+    pub signal: i32,
+    /// si_code: SI_KERNEL for what a terminal sends, SI_USER for kill(2) …
+    pub code: i32,
+}
+
+/// sigwaitinfo(2).
+pub fn wait_for_signal(set: &SigSet) -> nix::Result<SignalInfo> {
+    // SAFETY: siginfo_t is plain data, for which zeros are a value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    loop {
+        // SAFETY: both point to live structures of the types the call wants.
+        let rc = unsafe { libc::sigwaitinfo(set.as_ref(), &raw mut info) };
+        match Errno::result(rc) {
+            Ok(signal) => return Ok(SignalInfo { signal, code: info.si_code }),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// kill(2), for signals that nix has no name for as well: the real-time ones.
+pub fn kill(pid: Pid, signal: i32) -> nix::Result<()> {
+    // SAFETY: the call takes numbers only.
+    Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop)
+}
+
+/// prctl(PR_GET_SECUREBITS) of the calling thread.
+pub fn securebits() -> nix::Result<u32> {
+    // SAFETY: the option takes no pointer.
+    Errno::result(unsafe { libc::prctl(libc::PR_GET_SECUREBITS) }).map(i32::cast_unsigned)
+}

@@ -1,0 +1,239 @@
+//! The thaw: decode → plan → rebuild → resume. Until the first thread is let go, an error or our death leaves nothing behind.
+#![deny(unsafe_code)]
+
+mod files;
+pub mod foreground;
+mod machine;
+mod pid_file;
+mod trust;
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result, bail};
+use nix::unistd::Pid;
+
+use crate::arch;
+use crate::fd::{self, Pump, ReopenContext, Stdio};
+use crate::image::read::Reader;
+use crate::image::state::{Process, Snapshot};
+use crate::refusal::{Refusal, Refused};
+use crate::resurrect::plan::{Plan, Session, Wishes, plan};
+use crate::resurrect::{self, GoesOn, Inherited, MappedFds, Move, Parts, Rebuilt, SharedMemory};
+use files::MappedFiles;
+
+pub use crate::resurrect::timens::ClockPolicy;
+pub use files::FileCheck;
+pub use trust::Trust;
+
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub detach: bool,
+    /// Leaves the program in group-stop, for a debugger.
+    pub stopped: bool,
+    pub clock: ClockPolicy,
+    pub file_check: FileCheck,
+    pub trust: Trust,
+    pub pid_file: Option<PathBuf>,
+    /// Threads that decompress and fill memory.
+    pub jobs: usize,
+}
+
+/// A program that runs again.
+pub struct Thawed {
+    pub pid: Pid,
+    pub session: Session,
+    pub pumps: Vec<Pump>,
+    /// What looks different from the freeze, but is not in the way.
+    pub warnings: Vec<String>,
+    pub memory_bytes: u64,
+    /// From the first to the last thread let go.
+    pub window: std::time::Duration,
+}
+
+/// Where an image comes from.
+pub enum Source {
+    File { file: File, path: PathBuf },
+    /// Trusted as its caller is.
+    Stdin,
+}
+
+impl Source {
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.as_os_str() == "-" {
+            return Ok(Source::Stdin);
+        }
+        let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+        Ok(Source::File { file, path: path.to_owned() })
+    }
+}
+
+/// Gets the bytes of memory that are in place, and of how many, from any thread.
+pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
+
+pub fn thaw(source: Source, options: &Options, progress: Progress<'_>) -> Result<Thawed> {
+    let owner = trust::owner(&source)?;
+    let input: Box<dyn Read + Send> = match source {
+        Source::File { file, .. } => Box::new(file),
+        Source::Stdin => Box::new(std::io::stdin()),
+    };
+    let (reader, snapshot) = decode(input)?;
+    let decided = decide(&snapshot, owner, options)?;
+    let mut warnings = Vec::new();
+    warnings.extend_from_slice(&decided.warnings);
+
+    let made = make(&snapshot, decided)?;
+    let mut rebuilt = rebuild(&snapshot, &made)?;
+    let total = resident_bytes(&snapshot);
+    let memory_bytes = fill(&mut rebuilt, reader, &made, options.jobs, &|done| progress(done, total))?;
+    rebuilt.finish()?;
+
+    let pid_file = options.pid_file.as_deref().map(|path| pid_file::create(path, made.plan.pid)).transpose()?;
+    fd::finish(&snapshot, &made.descriptions, &made.shared)?;
+    rebuilt.arm_timers()?;
+    foreground::hold_signals()?;
+    foreground::hand_over_terminal(made.plan.pid, made.plan.session)?;
+    let how = if options.stopped { GoesOn::Stopped } else { GoesOn::AsItWas };
+    let window = rebuilt.resume(how)?;
+    if let Some(pid_file) = pid_file {
+        pid_file.keep();
+    }
+    Ok(Thawed { pid: made.plan.pid, session: made.plan.session, pumps: made.pumps, warnings, memory_bytes, window })
+}
+
+fn decode<R: Read + Send>(input: R) -> Result<(Reader<R>, Snapshot)> {
+    let mut reader = Reader::open(input)?;
+    let header = reader.header();
+    if header.machine != arch::ELF_MACHINE {
+        let reason = format!("is of another kind of CPU (ELF machine {})", header.machine);
+        let remedy = format!("thaw it there; this is {}", arch::NAME);
+        return Err(Refused::from(Refusal::new(0, "the image", reason, remedy)).into());
+    }
+    let page_size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?.unwrap_or(4096);
+    if i64::from(header.page_size) != page_size {
+        let reason = format!("has pages of {} bytes, this machine of {page_size}", header.page_size);
+        return Err(Refused::from(Refusal::new(0, "the image", reason, "thaw it on such a machine")).into());
+    }
+    let snapshot = reader.snapshot()?;
+    Ok((reader, snapshot))
+}
+
+struct Decided {
+    plan: Plan,
+    stdio: Stdio,
+    inherited: Inherited,
+    files: MappedFiles,
+    warnings: Vec<String>,
+}
+
+/// All that stands against the thaw, at once; nothing has been made yet.
+fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -> Result<Decided> {
+    let machine = machine::look(snapshot)?;
+    let stdio = Stdio::own()?;
+    let files = MappedFiles::open(snapshot, options.file_check);
+    let checked = fd::check(snapshot, &stdio);
+    let wishes = Wishes { detach: options.detach, clock: options.clock };
+    let mut refusals = trust::against(snapshot, owner, options.trust);
+    let mut warnings = checked.warnings;
+    refusals.extend(checked.refusals);
+    let planned = plan(snapshot, &machine, wishes);
+    let files = match files {
+        Ok(files) => Some(files),
+        Err(found) => {
+            refusals.extend(found);
+            None
+        }
+    };
+    match (planned, files) {
+        (Ok(plan), Some(files)) if refusals.is_empty() => {
+            warnings.extend_from_slice(&files.warnings);
+            Ok(Decided { plan, stdio, inherited: machine::inherited()?, files, warnings })
+        }
+        (planned, _) => {
+            refusals.extend(planned.err().unwrap_or_default());
+            Err(Refused(refusals).into())
+        }
+    }
+}
+
+/// What is made in our own descriptor table, from where the program inherits it.
+struct Made {
+    plan: Plan,
+    inherited: Inherited,
+    files: MappedFiles,
+    shared: Vec<OwnedFd>,
+    shared_memory: SharedMemory,
+    descriptions: Vec<OwnedFd>,
+    pumps: Vec<Pump>,
+}
+
+fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
+    let shared_memory = SharedMemory::make(snapshot).context("make shared memory")?;
+    let mut context = ReopenContext::new(shared_memory.duplicates()?, decided.stdio);
+    let descriptions = fd::reopen(snapshot, &mut context)?;
+    let Decided { plan, inherited, files, .. } = decided;
+    Ok(Made { plan, inherited, files, shared: context.shared, shared_memory, descriptions, pumps: context.pumps })
+}
+
+fn rebuild<'a>(snapshot: &'a Snapshot, made: &'a Made) -> Result<Rebuilt<'a>> {
+    let process = the_process(snapshot)?;
+    let mapped = MappedFds { files: made.files.by_access(), shared: made.shared_memory.by_access() };
+    let table = &snapshot.fd_tables[process.fd_table as usize];
+    let moves = table.entries.iter().map(|entry| Move {
+        from: made.descriptions[entry.description as usize].as_raw_fd(),
+        to: entry.fd,
+        cloexec: entry.cloexec,
+    });
+    let mut inherited_fds: Vec<BorrowedFd<'a>> = made.descriptions.iter().map(AsFd::as_fd).collect();
+    inherited_fds.extend(made.files.all());
+    inherited_fds.extend(made.shared_memory.all());
+    let parts = Parts {
+        plan: &made.plan,
+        process,
+        mapped,
+        exe: made.files.exe(),
+        cwd: made.files.cwd(),
+        root: made.files.root(),
+        moves: moves.collect(),
+        owner_calls: fd::relink(snapshot, process.fd_table as usize)?,
+        inherited_fds,
+        inherited: made.inherited.clone(),
+        vdso_syscall: resurrect::vdso_syscall(process)?,
+    };
+    resurrect::rebuild(parts)
+}
+
+fn the_process(snapshot: &Snapshot) -> Result<&Process> {
+    match snapshot.processes.as_slice() {
+        [process] => Ok(process),
+        processes => bail!("{} processes in the image", processes.len()),
+    }
+}
+
+/// Streams the content into place; returns how much memory came.
+fn fill<R: Read + Send>(
+    rebuilt: &mut Rebuilt<'_>,
+    reader: Reader<R>,
+    made: &Made,
+    jobs: usize,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<u64> {
+    let fill = rebuilt.fill(made.shared.iter().map(AsFd::as_fd).collect())?;
+    let done = AtomicU64::new(0);
+    reader.pages(jobs, &|run| {
+        fill.write(&run)?;
+        progress(done.fetch_add(run.len, Ordering::Relaxed) + run.len);
+        Ok(())
+    })?;
+    Ok(done.into_inner())
+}
+
+/// How much content is to come, at most: pages of zeros are left out.
+fn resident_bytes(snapshot: &Snapshot) -> u64 {
+    let mappings = snapshot.processes.iter().flat_map(|process| &process.memory.vmas);
+    let private = mappings.filter(|vma| !vma.shared).map(|vma| vma.resident);
+    private.chain(snapshot.shared_objects.iter().map(|object| object.size)).sum()
+}

@@ -1,0 +1,198 @@
+//! Files that mappings, the executable and the directories refer to: opened and compared with the freeze before anything is made.
+#![deny(unsafe_code)]
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use crate::image::state::{self, Backing, Snapshot};
+use crate::refusal::Refusal;
+use crate::resurrect::needs_write;
+
+/// What to do about a mapped file that is not as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FileCheck {
+    #[default]
+    Strict,
+    Warn,
+    Off,
+}
+
+/// Open files, by what needs them.
+pub struct MappedFiles {
+    /// By index of `Snapshot::files` and whether a mapping may write the file.
+    files: HashMap<(u32, bool), File>,
+    exe: File,
+    cwd: File,
+    root: Option<File>,
+    pub warnings: Vec<String>,
+}
+
+impl MappedFiles {
+    pub fn open(snapshot: &Snapshot, check: FileCheck) -> Result<Self, Vec<Refusal>> {
+        let mut opener = Opener { snapshot, check, refusals: Vec::new(), warnings: Vec::new() };
+        let mut files = HashMap::new();
+        let (mut exe, mut cwd, mut root) = (None, None, None);
+        for process in &snapshot.processes {
+            for vma in &process.memory.vmas {
+                let Backing::File { file, .. } = vma.backing else { continue };
+                let key = (file, needs_write(vma));
+                if !files.contains_key(&key)
+                    && let Some(opened) = opener.file(process.pid, file, key.1)
+                {
+                    files.insert(key, opened);
+                }
+            }
+            exe = opener.file(process.pid, process.exe, false);
+            cwd = opener.directory(process.pid, "working directory", &process.cwd);
+            if process.root != b"/" {
+                root = opener.directory(process.pid, "root directory", &process.root);
+            }
+        }
+        let Opener { mut refusals, warnings, .. } = opener;
+        refusals.dedup();
+        match (exe, cwd) {
+            (Some(exe), Some(cwd)) if refusals.is_empty() => Ok(MappedFiles { files, exe, cwd, root, warnings }),
+            _ => Err(refusals),
+        }
+    }
+
+    pub fn by_access(&self) -> HashMap<(u32, bool), BorrowedFd<'_>> {
+        self.files.iter().map(|(key, file)| (*key, file.as_fd())).collect()
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.files.values().chain([&self.exe, &self.cwd]).chain(&self.root).map(AsFd::as_fd)
+    }
+
+    pub fn exe(&self) -> BorrowedFd<'_> {
+        self.exe.as_fd()
+    }
+
+    pub fn cwd(&self) -> BorrowedFd<'_> {
+        self.cwd.as_fd()
+    }
+
+    pub fn root(&self) -> Option<BorrowedFd<'_>> {
+        self.root.as_ref().map(AsFd::as_fd)
+    }
+}
+
+struct Opener<'a> {
+    snapshot: &'a Snapshot,
+    check: FileCheck,
+    refusals: Vec<Refusal>,
+    warnings: Vec<String>,
+}
+
+impl Opener<'_> {
+    fn file(&mut self, pid: i32, index: u32, write: bool) -> Option<File> {
+        let recorded = &self.snapshot.files[index as usize];
+        let path = Path::new(OsStr::from_bytes(&recorded.path));
+        let object = format!("mapped file {}", path.display());
+        let opened = match open(path, write) {
+            Ok(opened) => opened,
+            Err(error) => {
+                let remedy = "put the file back where it was";
+                self.refusals.push(Refusal::new(pid, object, format!("cannot be opened: {error}"), remedy));
+                return None;
+            }
+        };
+        match opened.metadata().map(|now| difference(recorded, &now, path)) {
+            Ok(None) => Some(opened),
+            Ok(Some(what)) => self.judge(pid, object, &what).then_some(opened),
+            Err(error) => {
+                self.refusals.push(Refusal::new(pid, object, format!("cannot be looked at: {error}"), ""));
+                None
+            }
+        }
+    }
+
+    /// True where the file may be used all the same.
+    fn judge(&mut self, pid: i32, object: String, what: &Difference) -> bool {
+        match (self.check, what) {
+            (FileCheck::Strict, _) | (_, Difference::Type) => {
+                let remedy = match what {
+                    Difference::Type => "put the file back that was there",
+                    Difference::Content(_) => {
+                        "put the file back that was there, or, if the difference cannot matter, thaw with --file-check=warn"
+                    }
+                };
+                self.refusals.push(Refusal::new(pid, object, format!("is not the file at the freeze: {what}"), remedy));
+                false
+            }
+            (FileCheck::Warn, _) => {
+                self.warnings.push(format!("pid {pid}: {object} is not the file at the freeze: {what}"));
+                true
+            }
+            (FileCheck::Off, _) => true,
+        }
+    }
+
+    fn directory(&mut self, pid: i32, what: &str, path: &[u8]) -> Option<File> {
+        let path = Path::new(OsStr::from_bytes(path));
+        let opened =
+            OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(path);
+        match opened {
+            Ok(opened) => Some(opened),
+            Err(error) => {
+                let object = format!("its {what} {}", path.display());
+                self.refusals.push(Refusal::new(pid, object, format!("cannot be opened: {error}"), "make it again"));
+                None
+            }
+        }
+    }
+}
+
+/// O_NONBLOCK: should a FIFO or a device stand there now, this does not wait for it.
+fn open(path: &Path, write: bool) -> io::Result<File> {
+    OpenOptions::new().read(true).write(write).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
+}
+
+enum Difference {
+    Type,
+    Content(String),
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Difference::Type => write!(f, "it is of another type"),
+            Difference::Content(what) => write!(f, "{what}"),
+        }
+    }
+}
+
+/// An ELF file with a build id is known by it; others by size and modification time.
+fn difference(recorded: &state::File, now: &Metadata, path: &Path) -> Option<Difference> {
+    if recorded.mode & libc::S_IFMT != now.mode() & libc::S_IFMT {
+        return Some(Difference::Type);
+    }
+    if !now.is_file() {
+        return None; // /dev/zero and its kin have no content of their own
+    }
+    let mtime_ns = now.mtime() * 1_000_000_000 + now.mtime_nsec();
+    let differs = if let Some(build_id) = &recorded.build_id {
+        let found: Option<Vec<u8>> = crate::collect::build_id(path);
+        (found.as_ref() != Some(build_id)).then(|| match found {
+            Some(found) => format!("its build id is {}, it was {}", hex(&found), hex(build_id)),
+            None => format!("it has no build id, it had {}", hex(build_id)),
+        })
+    } else if recorded.size != now.len() {
+        Some(format!("it has {} bytes, it had {}", now.len(), recorded.size))
+    } else if recorded.mtime_ns != mtime_ns {
+        Some("it has been modified since".to_owned())
+    } else {
+        None
+    };
+    differs.map(Difference::Content)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

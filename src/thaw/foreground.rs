@@ -1,0 +1,185 @@
+//! A thaw in the foreground is the program as far as anybody can see: signals pass through, it stops and goes on with it, and
+//! it ends with its exit code.
+#![deny(unsafe_code)]
+
+use std::fs::OpenOptions;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask, raise};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, dup2_stdin, dup2_stdout, getpgrp, tcgetpgrp, tcsetpgrp};
+
+use super::Thawed;
+use crate::fd::Pump;
+use crate::resurrect::plan::Session;
+use crate::sys;
+
+/// Signals that pass through: all that can be caught, but those that report our own faults and our own children.
+const OWN: [Signal; 9] = [
+    Signal::SIGKILL,
+    Signal::SIGSTOP,
+    Signal::SIGCHLD,
+    Signal::SIGSEGV,
+    Signal::SIGBUS,
+    Signal::SIGILL,
+    Signal::SIGFPE,
+    Signal::SIGTRAP,
+    Signal::SIGPIPE,
+];
+
+fn passing() -> SigSet {
+    let mut set = SigSet::all();
+    OWN.into_iter().for_each(|signal| set.remove(signal));
+    set
+}
+
+/// From here on signals for the program wait in our queue until [`follow`] passes them on. Call before the program goes on.
+pub fn hold_signals() -> Result<()> {
+    let mut set = passing();
+    set.add(Signal::SIGCHLD);
+    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), None).context("block signals")
+}
+
+/// Gives the terminal to a program that is a process group of its own, where it is ours to give.
+pub fn hand_over_terminal(pid: Pid, session: Session) -> Result<()> {
+    if session == Session::OwnGroup
+        && let Some(terminal) = Terminal::in_foreground()
+    {
+        terminal.give_to(pid)?;
+    }
+    Ok(())
+}
+
+/// Stays until the program ends; returns its exit code, or 128+N where signal N ended it.
+pub fn follow(thawed: Thawed, begins_stopped: bool) -> Result<u8> {
+    let follower = Follower { pid: thawed.pid, session: thawed.session };
+    let outputs = start_pumps(thawed.pumps);
+    let_go_of_stdio()?;
+    let mut expected_stop = begins_stopped;
+    let mut wait_for = passing();
+    wait_for.add(Signal::SIGCHLD);
+    loop {
+        if let Some(code) = follower.report(&mut expected_stop)? {
+            // The program's last output may still be on its way; what its pump met is the reader's business.
+            outputs.into_iter().for_each(|output| drop(output.join()));
+            return Ok(code);
+        }
+        let info = sys::wait_for_signal(&wait_for).context("wait for signals")?;
+        if info.signal != libc::SIGCHLD {
+            follower.pass_on(&info)?;
+        }
+    }
+}
+
+/// Each in a thread of its own; those that carry output are to be waited for.
+fn start_pumps(pumps: Vec<Pump>) -> Vec<JoinHandle<io::Result<()>>> {
+    let (outputs, inputs): (Vec<Pump>, Vec<Pump>) = pumps.into_iter().partition(|pump| pump.output);
+    let start = |pump: Pump| thread::spawn(move || pump.run());
+    inputs.into_iter().for_each(|pump| drop(start(pump)));
+    outputs.into_iter().map(start).collect()
+}
+
+struct Follower {
+    pid: Pid,
+    session: Session,
+}
+
+impl Follower {
+    /// Takes in what became of the program since the last look.
+    fn report(&self, expected_stop: &mut bool) -> Result<Option<u8>> {
+        loop {
+            match waitpid(self.pid, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
+                Ok(WaitStatus::Exited(_, code)) => return self.ended(code as u8).map(Some),
+                Ok(WaitStatus::Signaled(_, signal, _)) => return self.ended(128 + signal as u8).map(Some),
+                Ok(WaitStatus::Stopped(..)) if std::mem::take(expected_stop) => {}
+                Ok(WaitStatus::Stopped(..)) => self.stop_as_well()?,
+                Ok(WaitStatus::StillAlive) => return Ok(None),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno).context("wait for the program"),
+            }
+        }
+    }
+
+    fn ended(&self, code: u8) -> Result<u8> {
+        if self.session == Session::OwnGroup
+            && let Some(terminal) = Terminal::of_group(self.pid)
+        {
+            terminal.give_to(getpgrp())?;
+        }
+        Ok(code)
+    }
+
+    /// ^Z stops the program; the shell that waits for us is to see a stopped job, and its fg makes both go on.
+    fn stop_as_well(&self) -> Result<()> {
+        if self.session == Session::OwnGroup
+            && let Some(terminal) = Terminal::of_group(self.pid)
+        {
+            terminal.give_to(getpgrp())?;
+        }
+        raise(Signal::SIGSTOP).context("stop")?;
+        hand_over_terminal(self.pid, self.session)?;
+        self.send(libc::SIGCONT)
+    }
+
+    /// A signal of the kernel's own, such as ^C makes it, went to the whole process group: a program in ours has it already.
+    fn pass_on(&self, info: &sys::SignalInfo) -> Result<()> {
+        if info.code == libc::SI_KERNEL && self.session == Session::Join {
+            return Ok(());
+        }
+        self.send(info.signal)
+    }
+
+    fn send(&self, signal: i32) -> Result<()> {
+        match sys::kill(self.pid, signal) {
+            // It has ended, which the next report says.
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(errno) => Err(errno).with_context(|| format!("pass signal {signal} on to pid {}", self.pid)),
+        }
+    }
+}
+
+/// Our own ends of what is now the program's: while we hold them, a reader of its output would not see it close.
+fn let_go_of_stdio() -> Result<()> {
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null").context("open /dev/null")?;
+    if !io::stdin().is_terminal() {
+        dup2_stdin(&null).context("let go of stdin")?;
+    }
+    if !io::stdout().is_terminal() {
+        dup2_stdout(&null).context("let go of stdout")?;
+    }
+    Ok(())
+}
+
+/// The controlling terminal, where we have one on stdin, stdout or stderr.
+struct Terminal(std::os::fd::OwnedFd);
+
+impl Terminal {
+    fn own() -> Option<Self> {
+        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+        let candidates = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        // tcgetpgrp fails with ENOTTY on all but our controlling terminal.
+        let fd = candidates.into_iter().find(|fd| tcgetpgrp(fd).is_ok())?;
+        fd.try_clone_to_owned().ok().map(Terminal)
+    }
+
+    fn in_foreground() -> Option<Self> {
+        Self::of_group(getpgrp())
+    }
+
+    fn of_group(group: Pid) -> Option<Self> {
+        Self::own().filter(|terminal| tcgetpgrp(&terminal.0) == Ok(group))
+    }
+
+    /// SIGTTOU is blocked, see [`hold_signals`], so that a background group may do this.
+    fn give_to(&self, group: Pid) -> Result<()> {
+        match tcsetpgrp(&self.0, group) {
+            // The group is gone, or somebody else has the terminal by now.
+            Ok(()) | Err(Errno::ESRCH | Errno::EPERM | Errno::ENOTTY) => Ok(()),
+            Err(errno) => Err(errno).context("hand over the terminal"),
+        }
+    }
+}
