@@ -4,8 +4,12 @@ use std::env;
 use std::path::PathBuf;
 use std::process::Command;
 
-const SOURCES: [&str; 4] =
-    ["src/resurrect/stub/main.rs", "src/resurrect/stub/stub.ld", "src/resurrect/wire.rs", "src/arch/x86_64/stub.rs"];
+const SOURCES: [&str; 4] = [
+    "src/resurrect/stub/main.rs",
+    "src/resurrect/stub/stub.ld",
+    "src/resurrect/wire.rs",
+    "src/arch/x86_64/stub.rs",
+];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -14,10 +18,23 @@ fn main() {
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("stub.elf");
     let status = rustc()
-        .args(["--edition", "2024", "--crate-name", "cryopod_stub", "--crate-type", "bin"])
+        .args([
+            "--edition",
+            "2024",
+            "--crate-name",
+            "cryopod_stub",
+            "--crate-type",
+            "bin",
+        ])
         .args(["--target", &env::var("TARGET").expect("cargo sets TARGET")])
         // Debug assertions and overflow checks would pull in panics, and with them data that needs relocation.
-        .args(["-Cpanic=abort", "-Clto=fat", "-Copt-level=s", "-Crelocation-model=pic", "-Cstrip=symbols"])
+        .args([
+            "-Cpanic=abort",
+            "-Clto=fat",
+            "-Copt-level=s",
+            "-Crelocation-model=pic",
+            "-Cstrip=symbols",
+        ])
         .arg("-Clink-args=-nostdlib -nostartfiles -static -Wl,--build-id=none -Wl,-T,src/resurrect/stub/stub.ld")
         .arg("-o")
         .arg(&out)

@@ -56,7 +56,10 @@ pub struct Thawed {
 
 /// Where an image comes from.
 pub enum Source {
-    File { file: File, path: PathBuf },
+    File {
+        file: File,
+        path: PathBuf,
+    },
     /// Trusted as its caller is.
     Stdin,
 }
@@ -67,7 +70,10 @@ impl Source {
             return Ok(Source::Stdin);
         }
         let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-        Ok(Source::File { file, path: path.to_owned() })
+        Ok(Source::File {
+            file,
+            path: path.to_owned(),
+        })
     }
 }
 
@@ -91,17 +97,32 @@ pub fn thaw(source: Source, options: &Options, progress: Progress<'_>) -> Result
     let memory_bytes = fill(&mut rebuilt, reader, &made, options.jobs, &|done| progress(done, total))?;
     rebuilt.finish()?;
 
-    let pid_file = options.pid_file.as_deref().map(|path| pid_file::create(path, made.plan.pid)).transpose()?;
+    let pid_file = options
+        .pid_file
+        .as_deref()
+        .map(|path| pid_file::create(path, made.plan.pid))
+        .transpose()?;
     fd::finish(&snapshot, &made.descriptions, &made.shared)?;
     rebuilt.arm_timers()?;
     foreground::hold_signals()?;
     foreground::hand_over_terminal(made.plan.pid, made.plan.session)?;
-    let how = if options.stopped { GoesOn::Stopped } else { GoesOn::AsItWas };
+    let how = if options.stopped {
+        GoesOn::Stopped
+    } else {
+        GoesOn::AsItWas
+    };
     let window = rebuilt.resume(how)?;
     if let Some(pid_file) = pid_file {
         pid_file.keep();
     }
-    Ok(Thawed { pid: made.plan.pid, session: made.plan.session, pumps: made.pumps, warnings, memory_bytes, window })
+    Ok(Thawed {
+        pid: made.plan.pid,
+        session: made.plan.session,
+        pumps: made.pumps,
+        warnings,
+        memory_bytes,
+        window,
+    })
 }
 
 fn decode<R: Read + Send>(input: R) -> Result<(Reader<R>, Snapshot)> {
@@ -135,7 +156,10 @@ fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -
     let stdio = Stdio::own()?;
     let files = MappedFiles::open(snapshot, options.file_check);
     let checked = fd::check(snapshot, &stdio);
-    let wishes = Wishes { detach: options.detach, clock: options.clock };
+    let wishes = Wishes {
+        detach: options.detach,
+        clock: options.clock,
+    };
     let mut refusals = trust::against(snapshot, owner, options.trust);
     let mut warnings = checked.warnings;
     refusals.extend(checked.refusals);
@@ -150,7 +174,13 @@ fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -
     match (planned, files) {
         (Ok(plan), Some(files)) if refusals.is_empty() => {
             warnings.extend_from_slice(&files.warnings);
-            Ok(Decided { plan, stdio, inherited: machine::inherited()?, files, warnings })
+            Ok(Decided {
+                plan,
+                stdio,
+                inherited: machine::inherited()?,
+                files,
+                warnings,
+            })
         }
         (planned, _) => {
             refusals.extend(planned.err().unwrap_or_default());
@@ -174,13 +204,26 @@ fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
     let shared_memory = SharedMemory::make(snapshot).context("make shared memory")?;
     let mut context = ReopenContext::new(shared_memory.duplicates()?, decided.stdio);
     let descriptions = fd::reopen(snapshot, &mut context)?;
-    let Decided { plan, inherited, files, .. } = decided;
-    Ok(Made { plan, inherited, files, shared: context.shared, shared_memory, descriptions, pumps: context.pumps })
+    let Decided {
+        plan, inherited, files, ..
+    } = decided;
+    Ok(Made {
+        plan,
+        inherited,
+        files,
+        shared: context.shared,
+        shared_memory,
+        descriptions,
+        pumps: context.pumps,
+    })
 }
 
 fn rebuild<'a>(snapshot: &'a Snapshot, made: &'a Made) -> Result<Rebuilt<'a>> {
     let process = the_process(snapshot)?;
-    let mapped = MappedFds { files: made.files.by_access(), shared: made.shared_memory.by_access() };
+    let mapped = MappedFds {
+        files: made.files.by_access(),
+        shared: made.shared_memory.by_access(),
+    };
     let table = &snapshot.fd_tables[process.fd_table as usize];
     let moves = table.entries.iter().map(|entry| Move {
         from: made.descriptions[entry.description as usize].as_raw_fd(),
@@ -235,5 +278,7 @@ fn fill<R: Read + Send>(
 fn resident_bytes(snapshot: &Snapshot) -> u64 {
     let mappings = snapshot.processes.iter().flat_map(|process| &process.memory.vmas);
     let private = mappings.filter(|vma| !vma.shared).map(|vma| vma.resident);
-    private.chain(snapshot.shared_objects.iter().map(|object| object.size)).sum()
+    private
+        .chain(snapshot.shared_objects.iter().map(|object| object.size))
+        .sum()
 }

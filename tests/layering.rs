@@ -14,7 +14,10 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("collect", &["arch", "tracer", "fd", "state", "refusal", "sys"]),
     ("describe", &["arch", "collect", "fd", "state", "refusal", "sys"]),
     ("resurrect", &["arch", "tracer", "fd", "state", "refusal", "sys"]),
-    ("thaw", &["arch", "resurrect", "fd", "collect", "image", "state", "refusal", "sys"]),
+    (
+        "thaw",
+        &["arch", "resurrect", "fd", "collect", "image", "state", "refusal", "sys"],
+    ),
 ];
 
 #[test]
@@ -34,7 +37,10 @@ fn modules_use_only_what_lies_below_them() {
 #[test]
 fn only_arch_and_the_stub_ask_for_the_architecture() {
     let allowed = [Path::new("src/arch/mod.rs"), Path::new("src/resurrect/stub/main.rs")];
-    for file in rust_files(Path::new("src")).into_iter().filter(|file| !allowed.contains(&file.as_path())) {
+    for file in rust_files(Path::new("src"))
+        .into_iter()
+        .filter(|file| !allowed.contains(&file.as_path()))
+    {
         for (number, line) in code(&file) {
             assert!(!line.contains("target_arch"), "{}:{number}: {line}", file.display());
         }
@@ -46,7 +52,9 @@ fn code(file: &Path) -> Vec<(usize, String)> {
     let text = fs::read_to_string(file).unwrap();
     let lines = text.lines().take_while(|line| !line.contains("#[cfg(test)]"));
     let numbered = lines.enumerate().map(|(index, line)| (index + 1, line.to_owned()));
-    numbered.filter(|(_, line)| !line.trim_start().starts_with("//")).collect()
+    numbered
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+        .collect()
 }
 
 /// The first names behind `crate::` in a line, those of a braced list included.
@@ -76,7 +84,9 @@ fn files_of(module: &str) -> Vec<PathBuf> {
 }
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
     let mut files = Vec::new();
     for path in entries.map(|entry| entry.unwrap().path()) {
         if path.is_dir() {

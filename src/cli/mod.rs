@@ -10,10 +10,10 @@ mod freeze;
 mod generate;
 mod inspect;
 pub mod progress;
-pub mod style;
-mod verify;
 mod pump;
+pub mod style;
 mod thaw;
+mod verify;
 
 use crate::refusal::Refused;
 use clap::{Parser, Subcommand};

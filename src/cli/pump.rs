@@ -13,7 +13,11 @@ pub struct Args {}
 
 pub fn run(_args: &Args) -> Result<ExitCode> {
     let duplicate = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().context("duplicate a descriptor");
-    let pump = Pump { from: duplicate(io::stdin().as_fd())?, into: duplicate(io::stdout().as_fd())?, output: false };
+    let pump = Pump {
+        from: duplicate(io::stdin().as_fd())?,
+        into: duplicate(io::stdout().as_fd())?,
+        output: false,
+    };
     pump.run().context("carry stdin on")?;
     Ok(ExitCode::SUCCESS)
 }

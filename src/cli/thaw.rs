@@ -76,7 +76,11 @@ impl Args {
                 Check::Warn => FileCheck::Warn,
                 Check::Off => FileCheck::Off,
             },
-            trust: if self.trust { Trust::Anything } else { Trust::OwnersRights },
+            trust: if self.trust {
+                Trust::Anything
+            } else {
+                Trust::OwnersRights
+            },
             pid_file: self.pid_file.clone(),
             jobs: self.jobs.map_or_else(default_jobs, std::num::NonZeroUsize::get),
         }
@@ -119,7 +123,13 @@ fn start(args: &Args, verbosity: Verbosity) -> Result<Thawed> {
     let source = Source::open(&args.image)?;
     let progress = OnceLock::new();
     let thawed = thaw::thaw(source, &args.options(), &|done, total| {
-        let start = || Progress::start(verbosity, format!("filling memory from {}", args.image.display()), total);
+        let start = || {
+            Progress::start(
+                verbosity,
+                format!("filling memory from {}", args.image.display()),
+                total,
+            )
+        };
         progress.get_or_init(start).set(done);
     })?;
     if let Some(progress) = progress.into_inner() {

@@ -86,7 +86,7 @@ fn describe(path: &[u8], stat: &FileStat) -> File {
 }
 
 /// NT_GNU_BUILD_ID of an ELF file. A file that we may not read, or that is no ELF, has none: size and time must do then.
-fn build_id(path: &Path) -> Option<Vec<u8>> {
+pub fn build_id(path: &Path) -> Option<Vec<u8>> {
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
     let file = Opened::from(open(path, flags, Mode::empty()).ok()?);
     let header = Elf::parse_header(&at(&file, 0, 64)?).ok()?;

@@ -31,12 +31,16 @@ use objects::Finder;
 use pagemap::Scanner;
 use threads::{Look, Restrictions};
 
+pub use clocks::clocks;
 pub use facts::{Facts, Mapping, Place, ProcessFacts, SharedFacts, ThreadFacts};
 pub use files::Found;
+pub use files::build_id;
+pub use limits::limits;
 pub use memory::Area;
 pub use objects::{Object, given_name};
 pub use pagemap::Populated;
 pub use proc::ProcDir;
+pub use scheduling::scheduling;
 pub use source::Source;
 pub use status::Status;
 pub use surroundings::{Relative, Surroundings, is_frozen, tracees};

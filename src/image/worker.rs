@@ -132,7 +132,13 @@ fn thin_out(piece: &Extent, memory: &mut [u8], page_size: usize, runs: &mut Vec<
         if zero && piece.zeros == Zeros::LeaveOut {
             continue;
         }
-        push_page(runs, first, piece.offset + at as u64, page_size as u64, (piece.space, zero));
+        push_page(
+            runs,
+            first,
+            piece.offset + at as u64,
+            page_size as u64,
+            (piece.space, zero),
+        );
         if !zero {
             if kept != at {
                 memory.copy_within(at..at + page_size, kept);

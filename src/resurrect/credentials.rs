@@ -36,7 +36,12 @@ pub fn set(script: &mut Script<'_>, current: &Credentials, wanted: &Credentials)
     set_ids(script, current, wanted)?;
     if privileged {
         let keep = CAP_SETPCAP & current.permitted;
-        capset(script, wanted.inheritable, wanted.permitted | keep, wanted.effective | keep)?;
+        capset(
+            script,
+            wanted.inheritable,
+            wanted.permitted | keep,
+            wanted.effective | keep,
+        )?;
         set_ambient(script, current, wanted)?;
         prctl(script, libc::PR_SET_SECUREBITS, [wanted.securebits.into(), 0])?;
         capset(script, wanted.inheritable, wanted.permitted, wanted.effective)?;
@@ -44,12 +49,24 @@ pub fn set(script: &mut Script<'_>, current: &Credentials, wanted: &Credentials)
     if wanted.no_new_privs && !current.no_new_privs {
         prctl(script, libc::PR_SET_NO_NEW_PRIVS, [1, 0])?;
     }
-    ensure!(wanted.no_new_privs || !current.no_new_privs, "thaw runs with no_new_privs, which the program did not have");
+    ensure!(
+        wanted.no_new_privs || !current.no_new_privs,
+        "thaw runs with no_new_privs, which the program did not have"
+    );
     Ok(())
 }
 
 fn differ_in_capabilities(a: &Credentials, b: &Credentials) -> bool {
-    let sets = |c: &Credentials| (c.inheritable, c.permitted, c.effective, c.bounding, c.ambient, c.securebits);
+    let sets = |c: &Credentials| {
+        (
+            c.inheritable,
+            c.permitted,
+            c.effective,
+            c.bounding,
+            c.ambient,
+            c.securebits,
+        )
+    };
     // Leaving uid 0 would drop capabilities, entering it would raise them: both only with the fix-up off.
     sets(a) != sets(b) || a.uids != b.uids
 }
@@ -58,17 +75,29 @@ fn set_ids(script: &mut Script<'_>, current: &Credentials, wanted: &Credentials)
     if current.groups != wanted.groups {
         let groups: Vec<u8> = wanted.groups.iter().flat_map(|group| group.to_ne_bytes()).collect();
         let count = wanted.groups.len() as u64;
-        script.call("setgroups", libc::SYS_setgroups, [count.into(), groups.as_slice().into()])?;
+        script.call(
+            "setgroups",
+            libc::SYS_setgroups,
+            [count.into(), groups.as_slice().into()],
+        )?;
     }
     if current.gids != wanted.gids {
         let [real, effective, saved, fs] = wanted.gids;
-        script.call("setresgid", libc::SYS_setresgid, [real.into(), effective.into(), saved.into()])?;
+        script.call(
+            "setresgid",
+            libc::SYS_setresgid,
+            [real.into(), effective.into(), saved.into()],
+        )?;
         script.call("setfsgid", libc::SYS_setfsgid, [fs.into()])?;
         check_fs_id(script, "setfsgid", libc::SYS_setfsgid, fs)?;
     }
     if current.uids != wanted.uids {
         let [real, effective, saved, fs] = wanted.uids;
-        script.call("setresuid", libc::SYS_setresuid, [real.into(), effective.into(), saved.into()])?;
+        script.call(
+            "setresuid",
+            libc::SYS_setresuid,
+            [real.into(), effective.into(), saved.into()],
+        )?;
         script.call("setfsuid", libc::SYS_setfsuid, [fs.into()])?;
         check_fs_id(script, "setfsuid", libc::SYS_setfsuid, fs)?;
     }
@@ -86,9 +115,17 @@ fn set_ambient(script: &mut Script<'_>, current: &Credentials, wanted: &Credenti
     for cap in 0..=LAST_CAP {
         let (has, wants) = (current.ambient & (1 << cap) != 0, wanted.ambient & (1 << cap) != 0);
         if wants {
-            prctl(script, libc::PR_CAP_AMBIENT, [libc::PR_CAP_AMBIENT_RAISE as u64, cap.into()])?;
+            prctl(
+                script,
+                libc::PR_CAP_AMBIENT,
+                [libc::PR_CAP_AMBIENT_RAISE as u64, cap.into()],
+            )?;
         } else if has {
-            prctl(script, libc::PR_CAP_AMBIENT, [libc::PR_CAP_AMBIENT_LOWER as u64, cap.into()])?;
+            prctl(
+                script,
+                libc::PR_CAP_AMBIENT,
+                [libc::PR_CAP_AMBIENT_LOWER as u64, cap.into()],
+            )?;
         }
     }
     Ok(())
@@ -100,9 +137,17 @@ fn capset(script: &mut Script<'_>, inheritable: u64, permitted: u64, effective: 
     header.extend(0i32.to_ne_bytes());
     let half = |shift: u32| [effective, permitted, inheritable].map(|set| (set >> shift) as u32);
     let data: Vec<u8> = half(0).into_iter().chain(half(32)).flat_map(u32::to_ne_bytes).collect();
-    script.call("capset", libc::SYS_capset, [header.as_slice().into(), data.as_slice().into()])
+    script.call(
+        "capset",
+        libc::SYS_capset,
+        [header.as_slice().into(), data.as_slice().into()],
+    )
 }
 
 fn prctl(script: &mut Script<'_>, option: i32, args: [u64; 2]) -> Result<()> {
-    script.call("prctl", libc::SYS_prctl, [option.into(), args[0].into(), args[1].into(), 0u64.into(), 0u64.into()])
+    script.call(
+        "prctl",
+        libc::SYS_prctl,
+        [option.into(), args[0].into(), args[1].into(), 0u64.into(), 0u64.into()],
+    )
 }

@@ -32,7 +32,11 @@ pub fn arrange(script: &mut Script<'_>, moves: &[Move]) -> Result<()> {
             }
             Step::Mark { fd, cloexec } => {
                 let flags = if cloexec { libc::FD_CLOEXEC } else { 0 };
-                script.call("fcntl(F_SETFD)", libc::SYS_fcntl, [fd.into(), libc::F_SETFD.into(), flags.into()])?;
+                script.call(
+                    "fcntl(F_SETFD)",
+                    libc::SYS_fcntl,
+                    [fd.into(), libc::F_SETFD.into(), flags.into()],
+                )?;
             }
         }
     }
@@ -52,34 +56,58 @@ fn close_others(script: &mut Script<'_>, moves: &[Move]) -> Result<()> {
 }
 
 fn close_range(script: &mut Script<'_>, first: u32, last: u32) -> Result<()> {
-    script.call("close_range", libc::SYS_close_range, [first.into(), last.into(), 0u64.into()])
+    script.call(
+        "close_range",
+        libc::SYS_close_range,
+        [first.into(), last.into(), 0u64.into()],
+    )
 }
 
 /// An order in which no descriptor is overwritten while it is still wanted; a circle is broken through a free number.
 fn steps(moves: &[Move]) -> Vec<Step> {
     let (in_place, moving): (Vec<Move>, Vec<Move>) = moves.iter().partition(|step| step.from == step.to);
-    let mut steps: Vec<Step> = in_place.iter().map(|own| Step::Mark { fd: own.to, cloexec: own.cloexec }).collect();
+    let mut steps: Vec<Step> = in_place
+        .iter()
+        .map(|own| Step::Mark {
+            fd: own.to,
+            cloexec: own.cloexec,
+        })
+        .collect();
     let mut pending: BTreeMap<i32, Move> = moving.iter().map(|step| (step.to, *step)).collect();
     let mut uses: HashMap<i32, usize> = HashMap::new();
     for step in &moving {
         *uses.entry(step.from).or_default() += 1;
     }
-    let mut spare = moves.iter().flat_map(|step| [step.from, step.to]).max().map_or(0, |highest| highest + 1);
+    let mut spare = moves
+        .iter()
+        .flat_map(|step| [step.from, step.to])
+        .max()
+        .map_or(0, |highest| highest + 1);
     // Numbers that nothing needs as a source any more, so that they can be overwritten.
     let mut free: Vec<i32> = pending.keys().copied().filter(|to| !uses.contains_key(to)).collect();
     loop {
         while let Some(to) = free.pop() {
             let Some(step) = pending.remove(&to) else { continue };
-            steps.push(Step::Dup { from: step.from, to, cloexec: step.cloexec });
+            steps.push(Step::Dup {
+                from: step.from,
+                to,
+                cloexec: step.cloexec,
+            });
             let left = uses.get_mut(&step.from).expect("each source is counted");
             *left -= 1;
             if *left == 0 {
                 free.push(step.from);
             }
         }
-        let Some(&waiting) = pending.keys().next() else { return steps };
+        let Some(&waiting) = pending.keys().next() else {
+            return steps;
+        };
         // All that is left goes round in circles: move what sits at `waiting` out of the way.
-        steps.push(Step::Dup { from: waiting, to: spare, cloexec: false });
+        steps.push(Step::Dup {
+            from: waiting,
+            to: spare,
+            cloexec: false,
+        });
         for other in pending.values_mut().filter(|other| other.from == waiting) {
             other.from = spare;
         }
@@ -96,7 +124,14 @@ mod tests {
 
     /// Plays the steps on a table in which each descriptor `n` refers to description `n`.
     fn play(moves: &[(i32, i32)]) {
-        let moves: Vec<Move> = moves.iter().map(|&(from, to)| Move { from, to, cloexec: false }).collect();
+        let moves: Vec<Move> = moves
+            .iter()
+            .map(|&(from, to)| Move {
+                from,
+                to,
+                cloexec: false,
+            })
+            .collect();
         let mut table: HashMap<i32, i32> = moves.iter().map(|step| (step.from, step.from)).collect();
         for step in steps(&moves) {
             match step {
@@ -134,7 +169,12 @@ mod tests {
             let mut targets: Vec<i32> = (0..12).collect();
             let count = random(10);
             let moves: Vec<(i32, i32)> = (0..count)
-                .map(|_| (random(12) as i32, targets.swap_remove(random(targets.len() as u64) as usize)))
+                .map(|_| {
+                    (
+                        random(12) as i32,
+                        targets.swap_remove(random(targets.len() as u64) as usize),
+                    )
+                })
                 .collect();
             play(&moves);
         }

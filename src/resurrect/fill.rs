@@ -41,9 +41,18 @@ impl<'a> Fill<'a> {
                 }
                 _ => false,
             };
-            targets.push(Target { start: vma.start, end: vma.end, through_uffd });
+            targets.push(Target {
+                start: vma.start,
+                end: vma.end,
+                through_uffd,
+            });
         }
-        Ok(Fill { memory, uffd, targets, shared })
+        Ok(Fill {
+            memory,
+            uffd,
+            targets,
+            shared,
+        })
     }
 
     pub fn write(&self, run: &PageRun<'_>) -> Result<()> {
@@ -63,7 +72,9 @@ impl<'a> Fill<'a> {
                 bail!("content for {at:#x}, where nothing is mapped");
             };
             let stop = end.min(target.end);
-            let bytes = run.bytes.map(|bytes| &bytes[(at - run.offset) as usize..(stop - run.offset) as usize]);
+            let bytes = run
+                .bytes
+                .map(|bytes| &bytes[(at - run.offset) as usize..(stop - run.offset) as usize]);
             self.write_piece(target, at, stop - at, bytes)?;
             at = stop;
         }
@@ -73,7 +84,10 @@ impl<'a> Fill<'a> {
     fn write_piece(&self, target: &Target, at: u64, len: u64, bytes: Option<&[u8]>) -> Result<()> {
         match (bytes, &self.uffd) {
             (Some(bytes), Some(uffd)) if target.through_uffd => uffd.copy(at, bytes),
-            (Some(bytes), _) => self.memory.write_all_at(bytes, at).with_context(|| format!("write memory at {at:#x}")),
+            (Some(bytes), _) => self
+                .memory
+                .write_all_at(bytes, at)
+                .with_context(|| format!("write memory at {at:#x}")),
             // Zeros are named only where something else would show through: in private mappings of files.
             (None, _) => write_zeros(len, |zeros, done| self.memory.write_all_at(zeros, at + done))
                 .with_context(|| format!("write memory at {at:#x}")),
@@ -81,7 +95,10 @@ impl<'a> Fill<'a> {
     }
 
     fn write_shared(&self, object: u32, run: &PageRun<'_>) -> Result<()> {
-        let fd = self.shared.get(object as usize).context("content for a shared object that is not there")?;
+        let fd = self
+            .shared
+            .get(object as usize)
+            .context("content for a shared object that is not there")?;
         let put = |bytes: &[u8], done: u64| {
             let mut rest = bytes;
             while !rest.is_empty() {

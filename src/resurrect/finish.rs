@@ -52,11 +52,15 @@ impl Rebuilt<'_> {
     /// What only files of /proc/PID set; done while its credentials are still ours.
     fn write_proc_files(&self) -> Result<()> {
         let (process, pid) = (self.parts.process, self.parts.plan.pid);
-        write_if_other(&format!("/proc/{pid}/oom_score_adj"), &process.oom_score_adj.to_string())?;
+        write_if_other(
+            &format!("/proc/{pid}/oom_score_adj"),
+            &process.oom_score_adj.to_string(),
+        )?;
         let path = format!("/proc/{pid}/coredump_filter");
         let current = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
         if u32::from_str_radix(current.trim(), 16).ok() != Some(process.coredump_filter) {
-            std::fs::write(&path, format!("{:#x}", process.coredump_filter)).with_context(|| format!("write {path}"))?;
+            std::fs::write(&path, format!("{:#x}", process.coredump_filter))
+                .with_context(|| format!("write {path}"))?;
         }
         Ok(())
     }
@@ -83,7 +87,11 @@ fn set_process(script: &mut Script<'_>, parts: &Parts<'_>) -> Result<()> {
     set_mm(script, &process.memory, parts.exe.as_raw_fd())?;
     prctl(script, libc::PR_SET_THP_DISABLE, process.thp_disable.into())?;
     prctl(script, libc::PR_SET_CHILD_SUBREAPER, process.child_subreaper.into())?;
-    for action in process.signal_actions.iter().filter(|action| action.signal != libc::SIGTRAP) {
+    for action in process
+        .signal_actions
+        .iter()
+        .filter(|action| action.signal != libc::SIGTRAP)
+    {
         set_action(script, action)?;
     }
     timers::create(script, &process.posix_timers)?;
@@ -94,7 +102,10 @@ fn set_process(script: &mut Script<'_>, parts: &Parts<'_>) -> Result<()> {
     script.call("umask", libc::SYS_umask, [process.umask.into()])?;
     script.call("personality", libc::SYS_personality, [process.personality.into()])?;
     for limit in &process.rlimits {
-        let bytes: Vec<u8> = [limit.soft, limit.hard].into_iter().flat_map(u64::to_ne_bytes).collect();
+        let bytes: Vec<u8> = [limit.soft, limit.hard]
+            .into_iter()
+            .flat_map(u64::to_ne_bytes)
+            .collect();
         let args = [0u64.into(), limit.resource.into(), bytes.as_slice().into(), 0u64.into()];
         script.call("prlimit64", libc::SYS_prlimit64, args)?;
     }
@@ -117,10 +128,30 @@ fn set_directories(script: &mut Script<'_>, parts: &Parts<'_>) -> Result<()> {
 /// prctl(PR_SET_MM, PR_SET_MM_MAP): struct prctl_mm_map with eleven addresses, auxv and its size, the executable.
 fn set_mm(script: &mut Script<'_>, memory: &Memory, exe_fd: i32) -> Result<()> {
     let MemoryLayout {
-        start_code, end_code, start_data, end_data, start_brk, brk, start_stack, arg_start, arg_end, env_start, env_end,
+        start_code,
+        end_code,
+        start_data,
+        end_data,
+        start_brk,
+        brk,
+        start_stack,
+        arg_start,
+        arg_end,
+        env_start,
+        env_end,
     } = memory.layout;
     let words = [
-        start_code, end_code, start_data, end_data, start_brk, brk, start_stack, arg_start, arg_end, env_start, env_end,
+        start_code,
+        end_code,
+        start_data,
+        end_data,
+        start_brk,
+        brk,
+        start_stack,
+        arg_start,
+        arg_end,
+        env_start,
+        env_end,
     ];
     const AUXV_POINTER_AT: usize = 11 * 8;
     const LEN: usize = AUXV_POINTER_AT + 16;
@@ -128,8 +159,18 @@ fn set_mm(script: &mut Script<'_>, memory: &Memory, exe_fd: i32) -> Result<()> {
     bytes.extend((memory.auxv.len() as u32).to_ne_bytes());
     bytes.extend(exe_fd.to_ne_bytes());
     bytes.extend(&memory.auxv);
-    let map = Arg::Linked { bytes: &bytes, at: AUXV_POINTER_AT, to: LEN };
-    let args = [libc::PR_SET_MM.into(), libc::PR_SET_MM_MAP.into(), map, (LEN as u64).into(), 0u64.into()];
+    let map = Arg::Linked {
+        bytes: &bytes,
+        at: AUXV_POINTER_AT,
+        to: LEN,
+    };
+    let args = [
+        libc::PR_SET_MM.into(),
+        libc::PR_SET_MM_MAP.into(),
+        map,
+        (LEN as u64).into(),
+        0u64.into(),
+    ];
     script.call("prctl(PR_SET_MM_MAP)", libc::SYS_prctl, args)
 }
 
@@ -143,7 +184,10 @@ fn set_action(script: &mut Script<'_>, action: &SignalAction) -> Result<()> {
 pub(super) fn action_bytes(action: &SignalAction) -> Vec<u8> {
     // SIGKILL and SIGSTOP can be in no mask; the kernel removes them as well.
     let mask = action.mask & !(sigmask_bit(libc::SIGKILL) | sigmask_bit(libc::SIGSTOP));
-    [action.handler, action.flags, action.restorer, mask].into_iter().flat_map(u64::to_ne_bytes).collect()
+    [action.handler, action.flags, action.restorer, mask]
+        .into_iter()
+        .flat_map(u64::to_ne_bytes)
+        .collect()
 }
 
 fn run_owner_call(script: &mut Script<'_>, call: &OwnerCall) -> Result<()> {
@@ -152,12 +196,21 @@ fn run_owner_call(script: &mut Script<'_>, call: &OwnerCall) -> Result<()> {
             // struct epoll_event is packed on x86_64 (include/uapi/linux/eventpoll.h).
             let mut event = events.to_ne_bytes().to_vec();
             event.extend(data.to_ne_bytes());
-            let args = [epfd.into(), libc::EPOLL_CTL_ADD.into(), fd.into(), event.as_slice().into()];
+            let args = [
+                epfd.into(),
+                libc::EPOLL_CTL_ADD.into(),
+                fd.into(),
+                event.as_slice().into(),
+            ];
             script.call("epoll_ctl(EPOLL_CTL_ADD)", libc::SYS_epoll_ctl, args)
         }
     }
 }
 
 fn prctl(script: &mut Script<'_>, option: i32, value: Arg<'_>) -> Result<()> {
-    script.call("prctl", libc::SYS_prctl, [option.into(), value, 0u64.into(), 0u64.into(), 0u64.into()])
+    script.call(
+        "prctl",
+        libc::SYS_prctl,
+        [option.into(), value, 0u64.into(), 0u64.into(), 0u64.into()],
+    )
 }

@@ -30,7 +30,11 @@ pub fn make(script: &mut Script<'_>, stage: &Stage, memory: &Memory, fds: &Mappe
     munmap(script, 0, stage.addr())?;
     munmap(script, stage.end(), arch::TASK_SIZE - stage.end())?;
     map_vdso(script, memory)?;
-    for vma in memory.vmas.iter().filter(|vma| !matches!(vma.backing, Backing::Kernel(_))) {
+    for vma in memory
+        .vmas
+        .iter()
+        .filter(|vma| !matches!(vma.backing, Backing::Kernel(_)))
+    {
         map(script, vma, fds).with_context(|| format!("mapping {:x}-{:x}", vma.start, vma.end))?;
     }
     Ok(())
@@ -51,7 +55,11 @@ fn map_vdso(script: &mut Script<'_>, memory: &Memory) -> Result<()> {
         return Ok(());
     };
     script
-        .ask("arch_prctl(ARCH_MAP_VDSO_64)", libc::SYS_arch_prctl, [ARCH_MAP_VDSO_64.into(), lowest.start.into()])
+        .ask(
+            "arch_prctl(ARCH_MAP_VDSO_64)",
+            libc::SYS_arch_prctl,
+            [ARCH_MAP_VDSO_64.into(), lowest.start.into()],
+        )
         .map(drop)
         .context("map [vdso] (needs a kernel with CONFIG_CHECKPOINT_RESTORE)")
 }
@@ -73,12 +81,20 @@ pub fn verify_vdso(memory: &Memory, actual: &[(String, u64, u64)]) -> Result<()>
 fn map(script: &mut Script<'_>, vma: &Vma, fds: &MappedFds<'_>) -> Result<()> {
     let (fd, offset) = match vma.backing {
         Backing::Anonymous => (-1, 0),
-        Backing::File { file, offset } => {
-            (fds.files.get(&(file, needs_write(vma))).context("a file that is not open")?.as_raw_fd(), offset)
-        }
-        Backing::Shared { object, offset } => {
-            (fds.shared.get(&(object, needs_write(vma))).context("no such shared object")?.as_raw_fd(), offset)
-        }
+        Backing::File { file, offset } => (
+            fds.files
+                .get(&(file, needs_write(vma)))
+                .context("a file that is not open")?
+                .as_raw_fd(),
+            offset,
+        ),
+        Backing::Shared { object, offset } => (
+            fds.shared
+                .get(&(object, needs_write(vma)))
+                .context("no such shared object")?
+                .as_raw_fd(),
+            offset,
+        ),
         Backing::Kernel(_) => bail!("a mapping of the kernel's own"),
     };
     // Private memory that was writable once is accounted ("ac"); mapped read-only from the start it would not be, and would
@@ -86,7 +102,14 @@ fn map(script: &mut Script<'_>, vma: &Vma, fds: &MappedFds<'_>) -> Result<()> {
     let was_writable = !vma.shared && vma.flags.has(b"ac") && vma.prot & PROT_WRITE == 0;
     let prot = if was_writable { vma.prot | PROT_WRITE } else { vma.prot };
     let len = vma.end - vma.start;
-    let args = [vma.start.into(), len.into(), i32::from(prot).into(), map_flags(vma).into(), fd.into(), offset.into()];
+    let args = [
+        vma.start.into(),
+        len.into(),
+        i32::from(prot).into(),
+        map_flags(vma).into(),
+        fd.into(),
+        offset.into(),
+    ];
     script.call("mmap", libc::SYS_mmap, args)?;
     if was_writable {
         let args = [vma.start.into(), len.into(), i32::from(vma.prot).into()];
@@ -96,7 +119,12 @@ fn map(script: &mut Script<'_>, vma: &Vma, fds: &MappedFds<'_>) -> Result<()> {
 }
 
 fn map_flags(vma: &Vma) -> i32 {
-    let mut flags = libc::MAP_FIXED_NOREPLACE | if vma.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+    let mut flags = libc::MAP_FIXED_NOREPLACE
+        | if vma.shared {
+            libc::MAP_SHARED
+        } else {
+            libc::MAP_PRIVATE
+        };
     if vma.backing == Backing::Anonymous {
         flags |= libc::MAP_ANONYMOUS;
     }
@@ -156,7 +184,13 @@ pub fn guard_and_name(script: &mut Script<'_>, memory: &Memory) -> Result<()> {
         if !vma.name.is_empty() {
             let name: Vec<u8> = vma.name.iter().copied().chain([0]).collect();
             let (start, len) = (vma.start.into(), (vma.end - vma.start).into());
-            let args = [PR_SET_VMA.into(), PR_SET_VMA_ANON_NAME.into(), start, len, name.as_slice().into()];
+            let args = [
+                PR_SET_VMA.into(),
+                PR_SET_VMA_ANON_NAME.into(),
+                start,
+                len,
+                name.as_slice().into(),
+            ];
             script.call("prctl(PR_SET_VMA_ANON_NAME)", libc::SYS_prctl, args)?;
         }
     }

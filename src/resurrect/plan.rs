@@ -64,8 +64,12 @@ pub fn plan(snapshot: &Snapshot, machine: &Machine, wishes: Wishes) -> Result<Pl
         let reason = format!("has {} processes, and this version thaws one", snapshot.processes.len());
         return Err(vec![Refusal::new(pid, "the image", reason, "use a newer cryopod")]);
     };
-    let time_offsets =
-        timens::offsets(&snapshot.clocks, snapshot.host.boot_id == machine.boot_id, machine.clocks, wishes.clock);
+    let time_offsets = timens::offsets(
+        &snapshot.clocks,
+        snapshot.host.boot_id == machine.boot_id,
+        machine.clocks,
+        wishes.clock,
+    );
     let mut refusals = against_ids(process, machine);
     refusals.extend(against_kernel(snapshot, process, machine));
     refusals.extend(against_limits(process, machine));
@@ -104,17 +108,31 @@ fn against_ids(process: &Process, machine: &Machine) -> Vec<Refusal> {
     }
     for (id, holder) in &machine.taken {
         let remedy = format!("wait until it has ended, or end it: kill {id}");
-        refusals.push(Refusal::new(pid, format!("id {id}"), format!("is taken by {holder}"), remedy));
+        refusals.push(Refusal::new(
+            pid,
+            format!("id {id}"),
+            format!("is taken by {holder}"),
+            remedy,
+        ));
     }
     if let Some(thread) = process.threads.iter().find(|thread| thread.tid > machine.pid_max) {
         let reason = format!("is above kernel.pid_max, {}, of this machine", machine.pid_max);
-        refusals.push(Refusal::new(pid, format!("id {}", thread.tid), reason, "raise it with sysctl kernel.pid_max"));
+        refusals.push(Refusal::new(
+            pid,
+            format!("id {}", thread.tid),
+            reason,
+            "raise it with sysctl kernel.pid_max",
+        ));
     }
     refusals
 }
 
 fn against_kernel(snapshot: &Snapshot, process: &Process, machine: &Machine) -> Option<Refusal> {
-    let has_vdso = process.memory.vmas.iter().any(|vma| matches!(&vma.backing, Backing::Kernel(name) if name == "[vdso]"));
+    let has_vdso = process
+        .memory
+        .vmas
+        .iter()
+        .any(|vma| matches!(&vma.backing, Backing::Kernel(name) if name == "[vdso]"));
     if !has_vdso {
         let reason = "has no [vdso], through which the last call of a thaw is made";
         return Some(Refusal::new(process.pid, "its memory", reason, ""));
@@ -126,7 +144,12 @@ fn against_kernel(snapshot: &Snapshot, process: &Process, machine: &Machine) -> 
         "is not that of this kernel: the image was made on Linux {}, this is Linux {}",
         snapshot.host.kernel_release, machine.kernel_release
     );
-    Some(Refusal::new(process.pid, "[vdso]", reason, "thaw it on a machine with that kernel and the same kind of CPU"))
+    Some(Refusal::new(
+        process.pid,
+        "[vdso]",
+        reason,
+        "thaw it on a machine with that kernel and the same kind of CPU",
+    ))
 }
 
 fn against_limits(process: &Process, machine: &Machine) -> Vec<Refusal> {
@@ -136,16 +159,31 @@ fn against_limits(process: &Process, machine: &Machine) -> Vec<Refusal> {
         return refusals;
     }
     for wanted in &process.rlimits {
-        let Some(own) = machine.rlimits.iter().find(|own| own.resource == wanted.resource) else { continue };
+        let Some(own) = machine.rlimits.iter().find(|own| own.resource == wanted.resource) else {
+            continue;
+        };
         if wanted.hard > own.hard {
             let reason = format!("was {}, more than thaw's own {}", wanted.hard, own.hard);
             let remedy = "run thaw with CAP_SYS_RESOURCE, or from a shell with a higher limit";
-            refusals.push(Refusal::new(pid, format!("the hard limit {}", limit_name(wanted.resource)), reason, remedy));
+            refusals.push(Refusal::new(
+                pid,
+                format!("the hard limit {}", limit_name(wanted.resource)),
+                reason,
+                remedy,
+            ));
         }
     }
     if process.oom_score_adj < machine.oom_score_adj {
-        let reason = format!("was {}, below thaw's own {}", process.oom_score_adj, machine.oom_score_adj);
-        refusals.push(Refusal::new(pid, "oom_score_adj", reason, "run thaw with CAP_SYS_RESOURCE"));
+        let reason = format!(
+            "was {}, below thaw's own {}",
+            process.oom_score_adj, machine.oom_score_adj
+        );
+        refusals.push(Refusal::new(
+            pid,
+            "oom_score_adj",
+            reason,
+            "run thaw with CAP_SYS_RESOURCE",
+        ));
     }
     refusals
 }
@@ -159,31 +197,56 @@ fn against_clocks(process: &Process, machine: &Machine) -> Option<Refusal> {
 /// A detached thaw ends at once, and its end would be the parent's.
 fn against_parent(process: &Process, wishes: Wishes) -> Option<Refusal> {
     let thread = process.threads.iter().find(|thread| thread.pdeath_signal != 0)?;
-    let object = format!("the parent-death signal {} of thread {}", thread.pdeath_signal, thread.tid);
+    let object = format!(
+        "the parent-death signal {} of thread {}",
+        thread.pdeath_signal, thread.tid
+    );
     let reason = "would be sent as soon as a detached thaw returns";
-    wishes.detach.then(|| Refusal::new(process.pid, object, reason, "thaw it in the foreground"))
+    wishes
+        .detach
+        .then(|| Refusal::new(process.pid, object, reason, "thaw it in the foreground"))
 }
 
 /// Names of RLIMIT_*, in the order of their numbers (include/uapi/asm-generic/resource.h).
 const LIMIT_NAMES: [&str; 16] = [
-    "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_CORE", "RLIMIT_RSS", "RLIMIT_NPROC",
-    "RLIMIT_NOFILE", "RLIMIT_MEMLOCK", "RLIMIT_AS", "RLIMIT_LOCKS", "RLIMIT_SIGPENDING", "RLIMIT_MSGQUEUE",
-    "RLIMIT_NICE", "RLIMIT_RTPRIO", "RLIMIT_RTTIME",
+    "RLIMIT_CPU",
+    "RLIMIT_FSIZE",
+    "RLIMIT_DATA",
+    "RLIMIT_STACK",
+    "RLIMIT_CORE",
+    "RLIMIT_RSS",
+    "RLIMIT_NPROC",
+    "RLIMIT_NOFILE",
+    "RLIMIT_MEMLOCK",
+    "RLIMIT_AS",
+    "RLIMIT_LOCKS",
+    "RLIMIT_SIGPENDING",
+    "RLIMIT_MSGQUEUE",
+    "RLIMIT_NICE",
+    "RLIMIT_RTPRIO",
+    "RLIMIT_RTTIME",
 ];
 
 fn limit_name(resource: u32) -> String {
-    LIMIT_NAMES.get(resource as usize).map_or_else(|| format!("{resource}"), |name| (*name).to_owned())
+    LIMIT_NAMES
+        .get(resource as usize)
+        .map_or_else(|| format!("{resource}"), |name| (*name).to_owned())
 }
 
 /// The stack limit at exec from which the kernel computes the recorded mmap base: base = top - limit - guard gap, without
 /// randomisation (mmap_base(), arch/x86/mm/mmap.c). The highest mapping below the stack is taken for the base.
 fn stack_limit(process: &Process) -> u64 {
-    let unlimited = process.rlimits.iter().any(|limit| limit.resource == libc::RLIMIT_STACK && limit.soft == u64::MAX);
+    let unlimited = process
+        .rlimits
+        .iter()
+        .any(|limit| limit.resource == libc::RLIMIT_STACK && limit.soft == u64::MAX);
     if unlimited {
         return u64::MAX; // bottom-up layout, whose base does not depend on the limit (mmap_is_legacy())
     }
     let stack = process.memory.layout.start_stack;
     let below = process.memory.vmas.iter().take_while(|vma| vma.end <= stack).last();
     let base = below.map_or(arch::TASK_SIZE, |vma| vma.end);
-    arch::TASK_SIZE.saturating_sub(base).saturating_sub(super::layout::STACK_GUARD_GAP)
+    arch::TASK_SIZE
+        .saturating_sub(base)
+        .saturating_sub(super::layout::STACK_GUARD_GAP)
 }

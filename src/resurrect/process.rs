@@ -73,7 +73,10 @@ pub fn rebuild<'a>(parts: Parts<'a>) -> Result<Rebuilt<'a>> {
     };
     let leader = spawn(&birth).context("start the resurrector")?;
     let pid = parts.plan.pid;
-    let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"));
+    let memory = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(format!("/proc/{pid}/mem"));
     let memory = match memory {
         Ok(memory) => memory,
         Err(error) => {
@@ -81,7 +84,13 @@ pub fn rebuild<'a>(parts: Parts<'a>) -> Result<Rebuilt<'a>> {
             return Err(error).with_context(|| format!("open /proc/{pid}/mem"));
         }
     };
-    let mut rebuilt = Rebuilt { parts, tasks: vec![leader], stage, memory, alive: true };
+    let mut rebuilt = Rebuilt {
+        parts,
+        tasks: vec![leader],
+        stage,
+        memory,
+        alive: true,
+    };
     rebuilt.plant_stage()?;
     let mut script = Script::new(&rebuilt.stage, &mut rebuilt.tasks[0]);
     let parts = &rebuilt.parts;
@@ -96,10 +105,17 @@ impl Rebuilt<'_> {
     fn plant_stage(&mut self) -> Result<()> {
         self.tasks[0].set_sigmask(!sigmask_bit(libc::SIGTRAP))?;
         let exec_entry = self.tasks[0].regs()?.pc() - arch::STUB_SYSCALL;
-        let mut taken: Vec<_> = memory_map(self.parts.plan.pid)?.into_iter().map(|(_, range)| range).collect();
+        let mut taken: Vec<_> = memory_map(self.parts.plan.pid)?
+            .into_iter()
+            .map(|(_, range)| range)
+            .collect();
         let memory = &self.parts.process.memory;
         taken.extend(memory.vmas.iter().map(|vma| {
-            let gap = if vma.flags.has(b"gd") { layout::STACK_GUARD_GAP } else { 0 };
+            let gap = if vma.flags.has(b"gd") {
+                layout::STACK_GUARD_GAP
+            } else {
+                0
+            };
             vma.start.saturating_sub(gap)..vma.end
         }));
         taken.push(memory.layout.start_brk..memory.layout.brk);
@@ -156,14 +172,19 @@ type Mapping = (String, std::ops::Range<u64>);
 /// Name and range of each line of /proc/PID/maps.
 fn memory_map(pid: Pid) -> Result<Vec<Mapping>> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/maps")).context("read the stub's memory map")?;
-    text.lines().map(|line| parse_map_line(line).with_context(|| format!("a line of maps: {line:?}"))).collect()
+    text.lines()
+        .map(|line| parse_map_line(line).with_context(|| format!("a line of maps: {line:?}")))
+        .collect()
 }
 
 fn parse_map_line(line: &str) -> Option<Mapping> {
     let (range, rest) = line.split_once(' ')?;
     let (start, end) = range.split_once('-')?;
     let name = rest.split_whitespace().nth(4).unwrap_or_default().to_owned();
-    Some((name, u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?))
+    Some((
+        name,
+        u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?,
+    ))
 }
 
 fn kernel_mappings(pid: Pid) -> Result<Vec<(String, u64, u64)>> {
@@ -175,16 +196,26 @@ fn kernel_mappings(pid: Pid) -> Result<Vec<(String, u64, u64)>> {
 /// The lowest mapping of the kernel's own in the image, and offset of a system call instruction in this kernel's [vdso].
 pub fn vdso_syscall(process: &Process) -> Result<u64> {
     let is_vdso = |backing: &Backing| matches!(backing, Backing::Kernel(name) if name == "[vdso]");
-    let vdso = process.memory.vmas.iter().find(|vma| is_vdso(&vma.backing)).context("the image has no [vdso]")?;
+    let vdso = process
+        .memory
+        .vmas
+        .iter()
+        .find(|vma| is_vdso(&vma.backing))
+        .context("the image has no [vdso]")?;
     let own = own_vdso()?;
-    let at = own.windows(arch::SYSCALL_INSTRUCTION.len()).position(|bytes| bytes == arch::SYSCALL_INSTRUCTION);
+    let at = own
+        .windows(arch::SYSCALL_INSTRUCTION.len())
+        .position(|bytes| bytes == arch::SYSCALL_INSTRUCTION);
     Ok(vdso.start + at.context("the [vdso] has no system call instruction")? as u64)
 }
 
 /// The bytes of our own [vdso]: the same in all processes under this kernel.
 pub fn own_vdso() -> Result<Vec<u8>> {
     let map = memory_map(Pid::this())?;
-    let (_, range) = map.into_iter().find(|(name, _)| name == "[vdso]").context("this process has no [vdso]")?;
+    let (_, range) = map
+        .into_iter()
+        .find(|(name, _)| name == "[vdso]")
+        .context("this process has no [vdso]")?;
     let mut bytes = vec![0; (range.end - range.start) as usize];
     let memory = File::open("/proc/self/mem").context("open /proc/self/mem")?;
     std::os::unix::fs::FileExt::read_exact_at(&memory, &mut bytes, range.start).context("read our [vdso]")?;

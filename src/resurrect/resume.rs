@@ -36,7 +36,10 @@ impl Rebuilt<'_> {
         for ((thread, task), regs) in process.threads.iter().zip(&mut self.tasks).zip(&all_regs) {
             set_registers(task, thread, regs).with_context(|| format!("registers of thread {}", thread.tid))?;
         }
-        process.threads.iter().try_for_each(|thread| self.restore_critical_section(thread))?;
+        process
+            .threads
+            .iter()
+            .try_for_each(|thread| self.restore_critical_section(thread))?;
         if how == GoesOn::Stopped || process.stopped_by.is_some() {
             nix::sys::signal::kill(self.parts.plan.pid, nix::sys::signal::SIGSTOP).context("send SIGSTOP")?;
         }
@@ -50,11 +53,21 @@ impl Rebuilt<'_> {
         if let Some(action) = trap_action(process) {
             self.stage.write_data(0, &action)?;
             let args = [libc::SIGTRAP as u64, self.stage.data_addr(0), 0, 8, 0, 0];
-            let result = call(&mut self.tasks[0], self.parts.vdso_syscall, libc::SYS_rt_sigaction, args)?;
+            let result = call(
+                &mut self.tasks[0],
+                self.parts.vdso_syscall,
+                libc::SYS_rt_sigaction,
+                args,
+            )?;
             ensure!(result == 0, "rt_sigaction(SIGTRAP): {result}");
         }
         let (start, len) = (self.stage.addr(), self.stage.end() - self.stage.addr());
-        let result = call(&mut self.tasks[0], self.parts.vdso_syscall, libc::SYS_munmap, [start, len, 0, 0, 0, 0])?;
+        let result = call(
+            &mut self.tasks[0],
+            self.parts.vdso_syscall,
+            libc::SYS_munmap,
+            [start, len, 0, 0, 0, 0],
+        )?;
         ensure!(result == 0, "unmap the stub: {result}");
         Ok(())
     }
@@ -88,7 +101,11 @@ impl Rebuilt<'_> {
 }
 
 fn trap_action(process: &Process) -> Option<Vec<u8>> {
-    process.signal_actions.iter().find(|action| action.signal == libc::SIGTRAP).map(action_bytes)
+    process
+        .signal_actions
+        .iter()
+        .find(|action| action.signal == libc::SIGTRAP)
+        .map(action_bytes)
 }
 
 /// Registers as the thread is to have them. A thread that was caught in a call with a restart block, which died with it, is
@@ -132,7 +149,10 @@ fn again(stage: &Stage, task: &mut Stopped, original: &Registers, wait: TimedWai
     expect_stop(task.resume_and_wait(Resume::ToSyscall, 0)?, Stop::Syscall)?;
     // Asked for before it enters, so that it waits for no longer than it takes to notice.
     task.interrupt()?;
-    expect_stop(task.resume_and_wait(Resume::Continue, 0)?, Stop::Interrupted { signal: libc::SIGTRAP })?;
+    expect_stop(
+        task.resume_and_wait(Resume::Continue, 0)?,
+        Stop::Interrupted { signal: libc::SIGTRAP },
+    )?;
     let regs = task.regs()?;
     Ok(match regs.result() {
         -516 => Entered::Waits,
@@ -145,8 +165,10 @@ fn again(stage: &Stage, task: &mut Stopped, original: &Registers, wait: TimedWai
 /// Puts the time left in place of the time asked for; false for a call that has none we know.
 fn shorten(stage: &Stage, args: &mut [u64; 6], wait: TimedWait) -> Result<bool> {
     let left_ns = wait.left_ns.max(1); // 0 would be "poll and return" to poll(2), and is what 1 comes to for the others
-    let timespec: Vec<u8> =
-        [left_ns / 1_000_000_000, left_ns % 1_000_000_000].into_iter().flat_map(u64::to_ne_bytes).collect();
+    let timespec: Vec<u8> = [left_ns / 1_000_000_000, left_ns % 1_000_000_000]
+        .into_iter()
+        .flat_map(u64::to_ne_bytes)
+        .collect();
     let index = match wait.number as i64 {
         libc::SYS_nanosleep => 0,
         libc::SYS_clock_nanosleep => 2,
@@ -180,7 +202,11 @@ fn call(task: &mut Stopped, syscall_at: u64, number: i64, args: [u64; 6]) -> Res
 }
 
 fn general_registers(thread: &Thread) -> Result<Registers> {
-    let set = thread.regsets.iter().find(|set| is_general(set)).context("no general registers")?;
+    let set = thread
+        .regsets
+        .iter()
+        .find(|set| is_general(set))
+        .context("no general registers")?;
     Registers::from_bytes(&set.data).context("general registers of another architecture")
 }
 

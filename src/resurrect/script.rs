@@ -24,7 +24,11 @@ pub enum Arg<'b> {
     Is(u64),
     At(&'b [u8]),
     /// Bytes in which the pointer at offset `at` is to point at offset `to` of the same bytes.
-    Linked { bytes: &'b [u8], at: usize, to: usize },
+    Linked {
+        bytes: &'b [u8],
+        at: usize,
+        to: usize,
+    },
 }
 
 impl Arg<'_> {
@@ -71,7 +75,12 @@ const ALIGN: usize = 64;
 
 impl<'a> Script<'a> {
     pub fn new(stage: &'a Stage, task: &'a mut Stopped) -> Self {
-        Script { stage, task, queue: Vec::new(), data_used: 0 }
+        Script {
+            stage,
+            task,
+            queue: Vec::new(),
+            data_used: 0,
+        }
     }
 
     /// Queues a call that must succeed.
@@ -100,7 +109,11 @@ impl<'a> Script<'a> {
     ) -> Result<std::result::Result<u64, Errno>> {
         self.attempt(name, number, args)?;
         let result = *self.flush()?.last().expect("one call was queued");
-        Ok(if is_error(result) { Err(Errno::from_raw(-result as i32)) } else { Ok(result as u64) })
+        Ok(if is_error(result) {
+            Err(Errno::from_raw(-result as i32))
+        } else {
+            Ok(result as u64)
+        })
     }
 
     /// Runs what is queued.
@@ -116,7 +129,10 @@ impl<'a> Script<'a> {
         if self.queue.len() == OPS_MAX || self.data_used + wanted > DATA_LEN as usize {
             self.flush()?;
         }
-        let mut op = Op { number, ..Op::default() };
+        let mut op = Op {
+            number,
+            ..Op::default()
+        };
         for (slot, arg) in op.args.iter_mut().zip(args) {
             *slot = match arg {
                 Arg::Is(number) => number,
@@ -163,7 +179,12 @@ impl<'a> Script<'a> {
 /// Lets the stub run `count` operations and returns how many it ran before an error.
 fn run_stub(stage: &Stage, task: &mut Stopped, count: usize) -> Result<usize> {
     let mut regs = task.regs()?;
-    regs.set_function_call(stage.entry() + arch::STUB_RUN, stage.stack_top(), stage.ops_addr(), count as u64);
+    regs.set_function_call(
+        stage.entry() + arch::STUB_RUN,
+        stage.stack_top(),
+        stage.ops_addr(),
+        count as u64,
+    );
     task.set_regs(&regs)?;
     run_to_trap(task)?;
     Ok(usize::try_from(task.regs()?.result()).unwrap_or(0).min(count))
@@ -176,14 +197,22 @@ pub fn run_to_trap(task: &mut Stopped) -> Result<()> {
             Stop::Signal(libc::SIGTRAP) => return Ok(()),
             // Somebody sent SIGSTOP or SIGCONT: signals that cannot be blocked do not hold up the work.
             Stop::Interrupted { .. } | Stop::Signal(libc::SIGSTOP) => {}
-            stop => bail!("task {} stopped by {stop:?} at {:#x} while it was rebuilt", task.tid(), task.regs()?.pc()),
+            stop => bail!(
+                "task {} stopped by {stop:?} at {:#x} while it was rebuilt",
+                task.tid(),
+                task.regs()?.pc()
+            ),
         }
     }
 }
 
 fn failed(name: &str, op: &Op, result: i64) -> anyhow::Error {
     let args: Vec<String> = op.args.iter().map(|arg| format!("{arg:#x}")).collect();
-    anyhow!("{name}({}): {}", args.join(", "), std::io::Error::from_raw_os_error(-result as i32))
+    anyhow!(
+        "{name}({}): {}",
+        args.join(", "),
+        std::io::Error::from_raw_os_error(-result as i32)
+    )
 }
 
 fn is_error(result: i64) -> bool {

@@ -22,11 +22,17 @@ pub struct SharedMemory {
 
 impl SharedMemory {
     pub fn make(snapshot: &Snapshot) -> Result<Self> {
-        let objects: Vec<OwnedFd> =
-            snapshot.shared_objects.iter().map(make_object).collect::<Result<_>>().context("make shared memory")?;
+        let objects: Vec<OwnedFd> = snapshot
+            .shared_objects
+            .iter()
+            .map(make_object)
+            .collect::<Result<_>>()
+            .context("make shared memory")?;
         let mut read_only = HashMap::new();
         for vma in snapshot.processes.iter().flat_map(|process| &process.memory.vmas) {
-            let Backing::Shared { object, .. } = vma.backing else { continue };
+            let Backing::Shared { object, .. } = vma.backing else {
+                continue;
+            };
             if !needs_write(vma) && !read_only.contains_key(&object) {
                 let fd = objects.get(object as usize).context("no such shared object")?;
                 let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
@@ -38,17 +44,30 @@ impl SharedMemory {
 
     /// Descriptors for descriptions to be made from, and for filling.
     pub fn duplicates(&self) -> Result<Vec<OwnedFd>> {
-        self.objects.iter().map(|fd| fd.try_clone().context("duplicate a descriptor")).collect()
+        self.objects
+            .iter()
+            .map(|fd| fd.try_clone().context("duplicate a descriptor"))
+            .collect()
     }
 
     pub fn by_access(&self) -> HashMap<(u32, bool), BorrowedFd<'_>> {
-        let writable = self.objects.iter().enumerate().map(|(index, fd)| ((index as u32, true), fd.as_fd()));
-        let read_only = self.read_only.iter().map(|(index, file)| ((*index, false), file.as_fd()));
+        let writable = self
+            .objects
+            .iter()
+            .enumerate()
+            .map(|(index, fd)| ((index as u32, true), fd.as_fd()));
+        let read_only = self
+            .read_only
+            .iter()
+            .map(|(index, file)| ((*index, false), file.as_fd()));
         writable.chain(read_only).collect()
     }
 
     pub fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.objects.iter().map(AsFd::as_fd).chain(self.read_only.values().map(AsFd::as_fd))
+        self.objects
+            .iter()
+            .map(AsFd::as_fd)
+            .chain(self.read_only.values().map(AsFd::as_fd))
     }
 }
 
@@ -62,15 +81,25 @@ fn make_object(object: &SharedObject) -> Result<OwnedFd> {
 /// Anonymous shared memory has no name to open, but the link in map_files of one who has it mapped (CAP_CHECKPOINT_RESTORE,
 /// proc_map_files_get_link()). Our mapping goes at once; the descriptor keeps the object.
 fn make_anonymous(size: u64) -> Result<OwnedFd> {
-    ensure!(size > 0 && size < crate::arch::TASK_SIZE, "anonymous shared memory of {size} bytes");
+    ensure!(
+        size > 0 && size < crate::arch::TASK_SIZE,
+        "anonymous shared memory of {size} bytes"
+    );
     let len = size as usize;
-    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+    let (prot, flags) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+    );
     // SAFETY: a new mapping at an address of the kernel's choice, never touched.
     let addr = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, -1, 0) };
     if addr == libc::MAP_FAILED {
         return Err(Errno::last()).context("mmap");
     }
-    let path = format!("/proc/self/map_files/{:x}-{:x}", addr as u64, addr as u64 + size.next_multiple_of(4096));
+    let path = format!(
+        "/proc/self/map_files/{:x}-{:x}",
+        addr as u64,
+        addr as u64 + size.next_multiple_of(4096)
+    );
     let opened = OpenOptions::new().read(true).write(true).open(&path);
     // SAFETY: the mapping made above, to which nothing refers.
     unsafe { libc::munmap(addr, len) };

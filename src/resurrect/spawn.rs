@@ -71,7 +71,9 @@ pub fn spawn(birth: &Birth<'_>) -> Result<Stopped> {
         set_soft_stack_limit(pid, limit)?;
     }
     gate.open();
-    let stopped = running.wait().map_err(|error| gate.error("execute the stub").unwrap_or(error.into()))?;
+    let stopped = running
+        .wait()
+        .map_err(|error| gate.error("execute the stub").unwrap_or(error.into()))?;
     if stopped.stop() != Stop::Signal(libc::SIGTRAP) {
         bail!("the stub began with {:?}", stopped.stop());
     }
@@ -105,7 +107,9 @@ pub fn kill_and_reap(pid: Pid) {
     unsafe {
         libc::kill(pid.as_raw(), libc::SIGKILL);
         // A tracee reports its stops and its threads' ends too; the last report is ECHILD's.
-        while libc::waitpid(pid.as_raw(), ptr::null_mut(), libc::__WALL) == pid.as_raw() || Errno::last() == Errno::EINTR {}
+        while libc::waitpid(pid.as_raw(), ptr::null_mut(), libc::__WALL) == pid.as_raw()
+            || Errno::last() == Errno::EINTR
+        {}
     }
 }
 
@@ -114,11 +118,20 @@ struct SharedGate(ptr::NonNull<Gate>);
 impl SharedGate {
     fn new(birth: &Birth<'_>, exec_fd: i32) -> Result<Self> {
         let mut offsets = [0; 128];
-        let text = birth.time_offsets.map(|offsets| offsets.to_string()).unwrap_or_default();
-        offsets.get_mut(..text.len()).context("time offsets too long")?.copy_from_slice(text.as_bytes());
+        let text = birth
+            .time_offsets
+            .map(|offsets| offsets.to_string())
+            .unwrap_or_default();
+        offsets
+            .get_mut(..text.len())
+            .context("time offsets too long")?
+            .copy_from_slice(text.as_bytes());
         // SAFETY: a new mapping; nothing refers to it yet.
         let page = unsafe {
-            let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+            let (prot, flags) = (
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            );
             libc::mmap(ptr::null_mut(), size_of::<Gate>(), prot, flags, -1, 0)
         };
         if page == libc::MAP_FAILED {
@@ -193,11 +206,16 @@ fn cloned(result: i64, wanted: i32) -> Result<Pid> {
 
 /// unshare(CLONE_NEWTIME) holds for children only: a helper makes the namespace, and in it a child of ours (CLONE_PARENT).
 fn clone_in_time_namespace(gate: &SharedGate) -> Result<Pid> {
-    let args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+    let args = CloneArgs {
+        exit_signal: libc::SIGCHLD as u64,
+        ..CloneArgs::default()
+    };
     // SAFETY: `helper` makes raw system calls only, on its copy of our stack.
     let helper = cloned(unsafe { clone3(&args, helper, gate.0.as_ptr() as u64) }, 0)?;
     // SAFETY: a null status is allowed.
-    while unsafe { libc::waitpid(helper.as_raw(), ptr::null_mut(), libc::__WALL) } < 0 && Errno::last() == Errno::EINTR {}
+    while unsafe { libc::waitpid(helper.as_raw(), ptr::null_mut(), libc::__WALL) } < 0 && Errno::last() == Errno::EINTR
+    {
+    }
     match gate.error("make a time namespace with a process in it") {
         Some(error) => Err(error),
         None => Ok(Pid::from_raw(gate.get().wanted_tid)),
@@ -211,16 +229,24 @@ extern "C" fn child(gate: u64) -> ! {
     unsafe {
         let gate = &*(gate as *const Gate);
         // Until we are seized with EXITKILL; the program's own setting is restored at the end.
-        raw_syscall(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as u64, libc::SIGKILL as u64, 0, 0, 0]);
+        raw_syscall(
+            libc::SYS_prctl,
+            [libc::PR_SET_PDEATHSIG as u64, libc::SIGKILL as u64, 0, 0, 0],
+        );
         if raw_syscall(libc::SYS_getppid, [0; 5]) == i64::from(gate.parent) {
             while gate.go.load(Ordering::Acquire) == 0 {
-                raw_syscall(libc::SYS_futex, [(&raw const gate.go) as u64, libc::FUTEX_WAIT as u64, 0, 0, 0]);
+                raw_syscall(
+                    libc::SYS_futex,
+                    [(&raw const gate.go) as u64, libc::FUTEX_WAIT as u64, 0, 0, 0],
+                );
             }
             raw_syscall(libc::SYS_personality, [gate.personality, 0, 0, 0, 0]);
             let list = empty.as_ptr() as u64;
             let path = c"".as_ptr() as u64;
-            let error =
-                raw_syscall(libc::SYS_execveat, [gate.exec_fd as u64, path, list, list, libc::AT_EMPTY_PATH as u64]);
+            let error = raw_syscall(
+                libc::SYS_execveat,
+                [gate.exec_fd as u64, path, list, list, libc::AT_EMPTY_PATH as u64],
+            );
             gate.errno.store(-error as i32, Ordering::Release);
         }
         loop {
@@ -245,14 +271,26 @@ extern "C" fn helper(gate: u64) -> ! {
 /// # Safety
 /// As for [`helper`].
 unsafe fn in_new_time_namespace(shared: &Gate, gate: u64) -> std::result::Result<(), i32> {
-    let check = |result: i64| if result < 0 { Err(-result as i32) } else { Ok(result as u64) };
+    let check = |result: i64| {
+        if result < 0 {
+            Err(-result as i32)
+        } else {
+            Ok(result as u64)
+        }
+    };
     // SAFETY: raw system calls with live arguments; the child makes raw system calls only, on its copy of the stack.
     unsafe {
         check(raw_syscall(libc::SYS_unshare, [libc::CLONE_NEWTIME as u64, 0, 0, 0, 0]))?;
         let path = c"/proc/self/timens_offsets".as_ptr() as u64;
-        let file = check(raw_syscall(libc::SYS_openat, [libc::AT_FDCWD as u64, path, libc::O_WRONLY as u64, 0, 0]))?;
+        let file = check(raw_syscall(
+            libc::SYS_openat,
+            [libc::AT_FDCWD as u64, path, libc::O_WRONLY as u64, 0, 0],
+        ))?;
         let text = shared.offsets.as_ptr() as u64;
-        check(raw_syscall(libc::SYS_write, [file, text, shared.offsets_len.into(), 0, 0]))?;
+        check(raw_syscall(
+            libc::SYS_write,
+            [file, text, shared.offsets_len.into(), 0, 0],
+        ))?;
         check(raw_syscall(libc::SYS_close, [file, 0, 0, 0, 0]))?;
         let args = CloneArgs {
             flags: libc::CLONE_PARENT as u64, // with exit_signal 0: it gets the helper's, SIGCHLD (copy_process())
@@ -265,7 +303,10 @@ unsafe fn in_new_time_namespace(shared: &Gate, gate: u64) -> std::result::Result
 }
 
 fn set_soft_stack_limit(pid: Pid, bytes: u64) -> Result<()> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: both pointers are to live structures or null.
     let rc = unsafe {
         libc::prlimit(pid.as_raw(), libc::RLIMIT_STACK, ptr::null(), &raw mut limit);
@@ -296,8 +337,20 @@ pub fn plant(task: &mut Stopped, exec_entry: u64, stage: &Stage) -> Result<()> {
     let (read, write, exec) = (libc::PROT_READ as u64, libc::PROT_WRITE as u64, libc::PROT_EXEC as u64);
     let (private, shared) = (libc::MAP_PRIVATE as u64, libc::MAP_SHARED as u64);
     let fixed = libc::MAP_FIXED_NOREPLACE as u64;
-    call_in_stub(task, exec_entry, "mmap", libc::SYS_mmap, [stage.addr(), text, read | exec, private | fixed, fd, 0])?;
+    call_in_stub(
+        task,
+        exec_entry,
+        "mmap",
+        libc::SYS_mmap,
+        [stage.addr(), text, read | exec, private | fixed, fd, 0],
+    )?;
     let (start, len) = (stage.addr() + text, stage.end() - stage.addr() - text);
-    call_in_stub(task, exec_entry, "mmap", libc::SYS_mmap, [start, len, read | write, shared | fixed, fd, text])?;
+    call_in_stub(
+        task,
+        exec_entry,
+        "mmap",
+        libc::SYS_mmap,
+        [start, len, read | write, shared | fixed, fd, text],
+    )?;
     Ok(())
 }

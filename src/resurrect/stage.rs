@@ -38,7 +38,10 @@ impl Stage {
     /// Makes the memfd. It has no place in a task yet, see [`place`](Self::place).
     pub fn new() -> Result<Self> {
         let memfd = File::from(executable_memfd(c"cryopod-stage")?);
-        memfd.set_len(STAGE_LEN).and_then(|()| memfd.write_all_at(STUB, 0)).context("fill the stage")?;
+        memfd
+            .set_len(STAGE_LEN)
+            .and_then(|()| memfd.write_all_at(STUB, 0))
+            .context("fill the stage")?;
         Ok(Stage { memfd, addr: 0 })
     }
 
@@ -78,23 +81,25 @@ impl Stage {
     }
 
     pub fn write_data(&self, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.memfd.write_all_at(bytes, TEXT_LEN + offset as u64).context("write the stage")
-    }
-
-    pub fn read_data(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        self.memfd.read_exact_at(bytes, TEXT_LEN + offset as u64).context("read the stage")
+        self.memfd
+            .write_all_at(bytes, TEXT_LEN + offset as u64)
+            .context("write the stage")
     }
 
     pub fn write_ops(&self, ops: &[Op]) -> Result<()> {
         ensure!(ops.len() <= OPS_MAX, "a script of {} calls", ops.len());
         let bytes: Vec<u8> = ops.iter().flat_map(op_bytes).collect();
-        self.memfd.write_all_at(&bytes, TEXT_LEN + DATA_LEN).context("write the stage")
+        self.memfd
+            .write_all_at(&bytes, TEXT_LEN + DATA_LEN)
+            .context("write the stage")
     }
 
     /// The results of the first `count` operations.
     pub fn results(&self, count: usize) -> Result<Vec<i64>> {
         let mut bytes = vec![0; count * size_of::<Op>()];
-        self.memfd.read_exact_at(&mut bytes, TEXT_LEN + DATA_LEN).context("read the stage")?;
+        self.memfd
+            .read_exact_at(&mut bytes, TEXT_LEN + DATA_LEN)
+            .context("read the stage")?;
         let result = |op: &[u8]| i64::from_ne_bytes(op[size_of::<Op>() - 8..].try_into().expect("eight bytes"));
         Ok(bytes.chunks_exact(size_of::<Op>()).map(result).collect())
     }
@@ -121,7 +126,9 @@ pub fn executable_memfd(name: &std::ffi::CStr) -> Result<OwnedFd> {
     let exec = MFdFlags::MFD_CLOEXEC | MFdFlags::from_bits_retain(libc::MFD_EXEC);
     match memfd_create(name, exec) {
         Err(Errno::EINVAL) => memfd_create(name, MFdFlags::MFD_CLOEXEC).context("memfd_create"),
-        Err(Errno::EACCES) => Err(Errno::EACCES).context("vm.memfd_noexec is 2, so no memfd can be executed; set it to 1 or 0"),
+        Err(Errno::EACCES) => {
+            Err(Errno::EACCES).context("vm.memfd_noexec is 2, so no memfd can be executed; set it to 1 or 0")
+        }
         made => made.context("memfd_create"),
     }
 }
@@ -140,7 +147,11 @@ mod tests {
     #[test]
     fn results_are_read_where_the_stub_writes_them() {
         let stage = Stage::new().unwrap();
-        let op = Op { number: 1, args: [2, 3, 4, 5, 6, 7], result: -8 };
+        let op = Op {
+            number: 1,
+            args: [2, 3, 4, 5, 6, 7],
+            result: -8,
+        };
         stage.write_ops(&[op, Op { result: 9, ..op }]).unwrap();
         assert_eq!(stage.results(2).unwrap(), [-8, 9]);
     }

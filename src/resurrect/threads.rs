@@ -23,14 +23,25 @@ pub fn clone_all(stage: &Stage, leader: &mut Stopped, threads: &[Thread]) -> Res
     let mut script = Script::new(stage, leader);
     for thread in threads {
         let blob = clone_args(thread.tid);
-        let args = [Arg::Linked { bytes: &blob, at: SET_TID_AT, to: size_of::<CloneArgs>() }, CLONE_ARGS_LEN.into()];
+        let args = [
+            Arg::Linked {
+                bytes: &blob,
+                at: SET_TID_AT,
+                to: size_of::<CloneArgs>(),
+            },
+            CLONE_ARGS_LEN.into(),
+        ];
         script.call("clone3", libc::SYS_clone3, args)?;
     }
     script.run()?;
     let mut cloned = Vec::with_capacity(threads.len());
     for thread in threads {
         let tid = Pid::from_raw(thread.tid);
-        cloned.push(Running::born_traced(tid).wait().with_context(|| format!("thread {tid} did not come up"))?);
+        cloned.push(
+            Running::born_traced(tid)
+                .wait()
+                .with_context(|| format!("thread {tid} did not come up"))?,
+        );
     }
     Ok(cloned)
 }
@@ -50,7 +61,11 @@ fn clone_args(tid: i32) -> Vec<u8> {
     let mut words = [0u64; size_of::<CloneArgs>() / 8];
     words[std::mem::offset_of!(CloneArgs, flags) / 8] = flags as u64;
     words[std::mem::offset_of!(CloneArgs, set_tid_size) / 8] = 1;
-    words.into_iter().flat_map(u64::to_ne_bytes).chain(tid.to_ne_bytes()).collect()
+    words
+        .into_iter()
+        .flat_map(u64::to_ne_bytes)
+        .chain(tid.to_ne_bytes())
+        .collect()
 }
 
 /// Everything but credentials and what must come after them. A restored rseq is the last, see [`register_rseq`].
@@ -58,9 +73,17 @@ pub fn set_own(script: &mut Script<'_>, thread: &Thread, inherited: &Inherited) 
     let name: Vec<u8> = thread.name.iter().copied().take(15).chain([0]).collect();
     prctl(script, libc::PR_SET_NAME, name.as_slice().into())?;
     if let Some(list) = thread.robust_list {
-        script.call("set_robust_list", libc::SYS_set_robust_list, [list.head.into(), list.len.into()])?;
+        script.call(
+            "set_robust_list",
+            libc::SYS_set_robust_list,
+            [list.head.into(), list.len.into()],
+        )?;
     }
-    script.call("set_tid_address", libc::SYS_set_tid_address, [thread.clear_child_tid.into()])?;
+    script.call(
+        "set_tid_address",
+        libc::SYS_set_tid_address,
+        [thread.clear_child_tid.into()],
+    )?;
     set_altstack(script, thread)?;
     set_scheduling(script, &thread.scheduling, &inherited.scheduling)?;
     credentials::set(script, &inherited.credentials, &thread.credentials)?;
@@ -76,14 +99,27 @@ fn set_altstack(script: &mut Script<'_>, thread: &Thread) -> Result<()> {
     bytes.extend((stack.flags & !SS_ONSTACK).to_ne_bytes());
     bytes.extend([0; 4]);
     bytes.extend(stack.size.to_ne_bytes());
-    script.call("sigaltstack", libc::SYS_sigaltstack, [bytes.as_slice().into(), 0u64.into()])
+    script.call(
+        "sigaltstack",
+        libc::SYS_sigaltstack,
+        [bytes.as_slice().into(), 0u64.into()],
+    )
 }
 
 fn set_scheduling(script: &mut Script<'_>, wanted: &Scheduling, inherited: &Scheduling) -> Result<()> {
-    let without_affinity = |s: &Scheduling| Scheduling { affinity: Vec::new(), io_priority: 0, timer_slack_ns: 0, ..s.clone() };
+    let without_affinity = |s: &Scheduling| Scheduling {
+        affinity: Vec::new(),
+        io_priority: 0,
+        timer_slack_ns: 0,
+        ..s.clone()
+    };
     if without_affinity(wanted) != without_affinity(inherited) {
         let attr = sched_attr(wanted);
-        script.call("sched_setattr", libc::SYS_sched_setattr, [0u64.into(), attr.as_slice().into(), 0u64.into()])?;
+        script.call(
+            "sched_setattr",
+            libc::SYS_sched_setattr,
+            [0u64.into(), attr.as_slice().into(), 0u64.into()],
+        )?;
     }
     if wanted.io_priority != inherited.io_priority {
         const IOPRIO_WHO_PROCESS: u64 = 1;
@@ -119,8 +155,12 @@ fn sched_attr(wanted: &Scheduling) -> Vec<u8> {
 /// the task itself may send a siginfo_t of any origin (do_rt_tgsigqueueinfo(), kernel/signal.c).
 pub fn queue_own_signals(script: &mut Script<'_>, pid: Pid, thread: &Thread) -> Result<()> {
     for info in &thread.pending {
-        let args =
-            [pid.as_raw().into(), thread.tid.into(), signal_of(info).into(), info.0.as_slice().into()];
+        let args = [
+            pid.as_raw().into(),
+            thread.tid.into(),
+            signal_of(info).into(),
+            info.0.as_slice().into(),
+        ];
         script.call("rt_tgsigqueueinfo", libc::SYS_rt_tgsigqueueinfo, args)?;
     }
     Ok(())
@@ -144,10 +184,19 @@ pub fn register_rseq(script: &mut Script<'_>, thread: &Thread) -> Result<()> {
     let Some(rseq) = thread.rseq else {
         return Ok(());
     };
-    let args = [rseq.addr.into(), rseq.size.into(), rseq.flags.into(), rseq.signature.into()];
+    let args = [
+        rseq.addr.into(),
+        rseq.size.into(),
+        rseq.flags.into(),
+        rseq.signature.into(),
+    ];
     script.call("rseq", libc::SYS_rseq, args)
 }
 
 fn prctl(script: &mut Script<'_>, option: i32, value: Arg<'_>) -> Result<()> {
-    script.call("prctl", libc::SYS_prctl, [option.into(), value, 0u64.into(), 0u64.into(), 0u64.into()])
+    script.call(
+        "prctl",
+        libc::SYS_prctl,
+        [option.into(), value, 0u64.into(), 0u64.into(), 0u64.into()],
+    )
 }

@@ -45,9 +45,10 @@ pub fn offsets(image: &Clocks, same_boot: bool, now: HostClocks, policy: ClockPo
     let offsets = match policy {
         ClockPolicy::Host => return None,
         ClockPolicy::Continue => continued,
-        ClockPolicy::Auto if same_boot => {
-            TimeOffsets { monotonic_ns: image.monotonic_offset_ns, boottime_ns: image.boottime_offset_ns }
-        }
+        ClockPolicy::Auto if same_boot => TimeOffsets {
+            monotonic_ns: image.monotonic_offset_ns,
+            boottime_ns: image.boottime_offset_ns,
+        },
         ClockPolicy::Auto => continued,
     };
     (offsets != now.own_offsets).then_some(offsets)
@@ -56,7 +57,12 @@ pub fn offsets(image: &Clocks, same_boot: bool, now: HostClocks, policy: ClockPo
 impl fmt::Display for TimeOffsets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (clock, ns) in [("monotonic", self.monotonic_ns), ("boottime", self.boottime_ns)] {
-            writeln!(f, "{clock} {} {}", ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000))?;
+            writeln!(
+                f,
+                "{clock} {} {}",
+                ns.div_euclid(1_000_000_000),
+                ns.rem_euclid(1_000_000_000)
+            )?;
         }
         Ok(())
     }
@@ -66,8 +72,14 @@ impl fmt::Display for TimeOffsets {
 mod tests {
     use super::*;
 
-    const NOW: HostClocks =
-        HostClocks { monotonic_ns: 5_000, boottime_ns: 6_000, own_offsets: TimeOffsets { monotonic_ns: 0, boottime_ns: 0 } };
+    const NOW: HostClocks = HostClocks {
+        monotonic_ns: 5_000,
+        boottime_ns: 6_000,
+        own_offsets: TimeOffsets {
+            monotonic_ns: 0,
+            boottime_ns: 0,
+        },
+    };
 
     fn image(monotonic_ns: i64, offset: i64) -> Clocks {
         Clocks {
@@ -82,13 +94,19 @@ mod tests {
     #[test]
     fn on_the_same_boot_the_clocks_went_on() {
         assert_eq!(offsets(&image(1_000, 0), true, NOW, ClockPolicy::Auto), None);
-        let kept = Some(TimeOffsets { monotonic_ns: 77, boottime_ns: 77 });
+        let kept = Some(TimeOffsets {
+            monotonic_ns: 77,
+            boottime_ns: 77,
+        });
         assert_eq!(offsets(&image(1_000, 77), true, NOW, ClockPolicy::Auto), kept);
     }
 
     #[test]
     fn on_another_boot_they_go_on_from_the_freeze() {
-        let wanted = Some(TimeOffsets { monotonic_ns: 95_000, boottime_ns: 94_000 });
+        let wanted = Some(TimeOffsets {
+            monotonic_ns: 95_000,
+            boottime_ns: 94_000,
+        });
         assert_eq!(offsets(&image(100_000, 3), false, NOW, ClockPolicy::Auto), wanted);
         assert_eq!(offsets(&image(100_000, 3), true, NOW, ClockPolicy::Continue), wanted);
         assert_eq!(offsets(&image(100_000, 3), false, NOW, ClockPolicy::Host), None);
@@ -96,7 +114,10 @@ mod tests {
 
     #[test]
     fn nanoseconds_are_never_negative() {
-        let offsets = TimeOffsets { monotonic_ns: -1, boottime_ns: 2_000_000_001 };
+        let offsets = TimeOffsets {
+            monotonic_ns: -1,
+            boottime_ns: 2_000_000_001,
+        };
         assert_eq!(offsets.to_string(), "monotonic -1 999999999\nboottime 2 1\n");
     }
 }

@@ -19,13 +19,22 @@ pub fn create(script: &mut Script<'_>, timers: &[PosixTimer]) -> Result<()> {
     for timer in timers {
         timer_create(script, timer)?;
     }
-    ensure!(restore_ids(script, 0)?.is_ok(), "prctl(PR_TIMER_CREATE_RESTORE_IDS) cannot be switched off");
+    ensure!(
+        restore_ids(script, 0)?.is_ok(),
+        "prctl(PR_TIMER_CREATE_RESTORE_IDS) cannot be switched off"
+    );
     Ok(())
 }
 
 /// Since Linux 6.15 timer_create(2) takes the wanted id from where it will write it.
 fn restore_ids(script: &mut Script<'_>, on: u64) -> Result<std::result::Result<u64, nix::Error>> {
-    let args = [PR_TIMER_CREATE_RESTORE_IDS.into(), on.into(), 0u64.into(), 0u64.into(), 0u64.into()];
+    let args = [
+        PR_TIMER_CREATE_RESTORE_IDS.into(),
+        on.into(),
+        0u64.into(),
+        0u64.into(),
+        0u64.into(),
+    ];
     script.try_ask("prctl", libc::SYS_prctl, args)
 }
 
@@ -36,9 +45,19 @@ fn create_in_sequence(script: &mut Script<'_>, timers: &[PosixTimer]) -> Result<
     timers.sort_by_key(|timer| timer.id);
     let mut next = 0;
     for timer in timers {
-        ensure!(timer.id < 1 << 20, "POSIX timer id {} is too high for a kernel before 6.15", timer.id);
+        ensure!(
+            timer.id < 1 << 20,
+            "POSIX timer id {} is too high for a kernel before 6.15",
+            timer.id
+        );
         while next < timer.id {
-            timer_create(script, &PosixTimer { id: next, ..timer.clone() })?;
+            timer_create(
+                script,
+                &PosixTimer {
+                    id: next,
+                    ..timer.clone()
+                },
+            )?;
             script.call("timer_delete", libc::SYS_timer_delete, [next.into()])?;
             next += 1;
         }
@@ -67,9 +86,18 @@ pub fn arm(script: &mut Script<'_>, process: &Process) -> Result<()> {
         let args = [timer.id.into(), 0i32.into(), time.as_slice().into(), 0u64.into()];
         script.call("timer_settime", libc::SYS_timer_settime, args)?;
     }
-    for (which, time) in process.interval_timers.iter().enumerate().filter(|(_, time)| is_armed(time)) {
+    for (which, time) in process
+        .interval_timers
+        .iter()
+        .enumerate()
+        .filter(|(_, time)| is_armed(time))
+    {
         let time = itimerval(time);
-        script.call("setitimer", libc::SYS_setitimer, [(which as u64).into(), time.as_slice().into(), 0u64.into()])?;
+        script.call(
+            "setitimer",
+            libc::SYS_setitimer,
+            [(which as u64).into(), time.as_slice().into(), 0u64.into()],
+        )?;
     }
     Ok(())
 }
@@ -84,7 +112,9 @@ fn itimerspec(time: &TimerTime) -> Vec<u8> {
 }
 
 fn timespec(ns: u64) -> impl Iterator<Item = u8> {
-    [ns / 1_000_000_000, ns % 1_000_000_000].into_iter().flat_map(u64::to_ne_bytes)
+    [ns / 1_000_000_000, ns % 1_000_000_000]
+        .into_iter()
+        .flat_map(u64::to_ne_bytes)
 }
 
 /// struct itimerval has microseconds; less than one left is one, since 0 would disarm the timer.
@@ -102,7 +132,10 @@ mod tests {
 
     #[test]
     fn less_than_a_microsecond_left_still_arms_the_timer() {
-        let bytes = itimerval(&TimerTime { left_ns: 1, interval_ns: 0 });
+        let bytes = itimerval(&TimerTime {
+            left_ns: 1,
+            interval_ns: 0,
+        });
         assert_eq!(u64::from_ne_bytes(bytes[24..32].try_into().unwrap()), 1);
     }
 }

@@ -50,7 +50,11 @@ impl Uffd {
     /// `fd` must come from a userfaultfd(2) call made by the task whose memory it serves.
     pub fn new(fd: OwnedFd) -> Result<Self> {
         let uffd = Uffd(File::from(fd));
-        let mut api = Api { api: UFFD_API, features: 0, ioctls: 0 };
+        let mut api = Api {
+            api: UFFD_API,
+            features: 0,
+            ioctls: 0,
+        };
         // SAFETY: the structure is the one the request names.
         unsafe { uffdio_api(uffd.0.as_raw_fd(), &raw mut api) }.context("UFFDIO_API")?;
         Ok(uffd)
@@ -58,7 +62,12 @@ impl Uffd {
 
     /// Must cover whole mappings or parts of them that are anonymous.
     pub fn register(&self, start: u64, len: u64) -> Result<()> {
-        let mut register = Register { start, len, mode: REGISTER_MODE_MISSING, ioctls: 0 };
+        let mut register = Register {
+            start,
+            len,
+            mode: REGISTER_MODE_MISSING,
+            ioctls: 0,
+        };
         // SAFETY: the structure is the one the request names.
         unsafe { uffdio_register(self.0.as_raw_fd(), &raw mut register) }
             .map(drop)
@@ -71,7 +80,13 @@ impl Uffd {
         while done < bytes.len() {
             let rest = &bytes[done..];
             let (src, len) = (rest.as_ptr() as u64, rest.len() as u64);
-            let mut copy = Copy { dst: dst + done as u64, src, len, mode: COPY_MODE_DONTWAKE, copy: 0 };
+            let mut copy = Copy {
+                dst: dst + done as u64,
+                src,
+                len,
+                mode: COPY_MODE_DONTWAKE,
+                copy: 0,
+            };
             // SAFETY: the kernel reads `len` bytes at `src`, which are `rest`; it writes to the other task only.
             match unsafe { uffdio_copy(self.0.as_raw_fd(), &raw mut copy) } {
                 Ok(_) | Err(Errno::EAGAIN) if copy.copy > 0 => done += copy.copy as usize,

@@ -20,7 +20,12 @@ pub fn wait_for_signal(set: &SigSet) -> nix::Result<SignalInfo> {
         // SAFETY: both point to live structures of the types the call wants.
         let rc = unsafe { libc::sigwaitinfo(set.as_ref(), &raw mut info) };
         match Errno::result(rc) {
-            Ok(signal) => return Ok(SignalInfo { signal, code: info.si_code }),
+            Ok(signal) => {
+                return Ok(SignalInfo {
+                    signal,
+                    code: info.si_code,
+                });
+            }
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
         }

@@ -35,12 +35,19 @@ pub struct MappedFiles {
 
 impl MappedFiles {
     pub fn open(snapshot: &Snapshot, check: FileCheck) -> Result<Self, Vec<Refusal>> {
-        let mut opener = Opener { snapshot, check, refusals: Vec::new(), warnings: Vec::new() };
+        let mut opener = Opener {
+            snapshot,
+            check,
+            refusals: Vec::new(),
+            warnings: Vec::new(),
+        };
         let mut files = HashMap::new();
         let (mut exe, mut cwd, mut root) = (None, None, None);
         for process in &snapshot.processes {
             for vma in &process.memory.vmas {
-                let Backing::File { file, .. } = vma.backing else { continue };
+                let Backing::File { file, .. } = vma.backing else {
+                    continue;
+                };
                 let key = (file, needs_write(vma));
                 if !files.contains_key(&key)
                     && let Some(opened) = opener.file(process.pid, file, key.1)
@@ -54,10 +61,18 @@ impl MappedFiles {
                 root = opener.directory(process.pid, "root directory", &process.root);
             }
         }
-        let Opener { mut refusals, warnings, .. } = opener;
+        let Opener {
+            mut refusals, warnings, ..
+        } = opener;
         refusals.dedup();
         match (exe, cwd) {
-            (Some(exe), Some(cwd)) if refusals.is_empty() => Ok(MappedFiles { files, exe, cwd, root, warnings }),
+            (Some(exe), Some(cwd)) if refusals.is_empty() => Ok(MappedFiles {
+                files,
+                exe,
+                cwd,
+                root,
+                warnings,
+            }),
             _ => Err(refusals),
         }
     }
@@ -67,7 +82,11 @@ impl MappedFiles {
     }
 
     pub fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.files.values().chain([&self.exe, &self.cwd]).chain(&self.root).map(AsFd::as_fd)
+        self.files
+            .values()
+            .chain([&self.exe, &self.cwd])
+            .chain(&self.root)
+            .map(AsFd::as_fd)
     }
 
     pub fn exe(&self) -> BorrowedFd<'_> {
@@ -99,7 +118,8 @@ impl Opener<'_> {
             Ok(opened) => opened,
             Err(error) => {
                 let remedy = "put the file back where it was";
-                self.refusals.push(Refusal::new(pid, object, format!("cannot be opened: {error}"), remedy));
+                self.refusals
+                    .push(Refusal::new(pid, object, format!("cannot be opened: {error}"), remedy));
                 return None;
             }
         };
@@ -107,7 +127,8 @@ impl Opener<'_> {
             Ok(None) => Some(opened),
             Ok(Some(what)) => self.judge(pid, object, &what).then_some(opened),
             Err(error) => {
-                self.refusals.push(Refusal::new(pid, object, format!("cannot be looked at: {error}"), ""));
+                self.refusals
+                    .push(Refusal::new(pid, object, format!("cannot be looked at: {error}"), ""));
                 None
             }
         }
@@ -123,11 +144,17 @@ impl Opener<'_> {
                         "put the file back that was there, or, if the difference cannot matter, thaw with --file-check=warn"
                     }
                 };
-                self.refusals.push(Refusal::new(pid, object, format!("is not the file at the freeze: {what}"), remedy));
+                self.refusals.push(Refusal::new(
+                    pid,
+                    object,
+                    format!("is not the file at the freeze: {what}"),
+                    remedy,
+                ));
                 false
             }
             (FileCheck::Warn, _) => {
-                self.warnings.push(format!("pid {pid}: {object} is not the file at the freeze: {what}"));
+                self.warnings
+                    .push(format!("pid {pid}: {object} is not the file at the freeze: {what}"));
                 true
             }
             (FileCheck::Off, _) => true,
@@ -136,13 +163,20 @@ impl Opener<'_> {
 
     fn directory(&mut self, pid: i32, what: &str, path: &[u8]) -> Option<File> {
         let path = Path::new(OsStr::from_bytes(path));
-        let opened =
-            OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(path);
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+            .open(path);
         match opened {
             Ok(opened) => Some(opened),
             Err(error) => {
                 let object = format!("its {what} {}", path.display());
-                self.refusals.push(Refusal::new(pid, object, format!("cannot be opened: {error}"), "make it again"));
+                self.refusals.push(Refusal::new(
+                    pid,
+                    object,
+                    format!("cannot be opened: {error}"),
+                    "make it again",
+                ));
                 None
             }
         }
@@ -151,7 +185,11 @@ impl Opener<'_> {
 
 /// O_NONBLOCK: should a FIFO or a device stand there now, this does not wait for it.
 fn open(path: &Path, write: bool) -> io::Result<File> {
-    OpenOptions::new().read(true).write(write).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
+    OpenOptions::new()
+        .read(true)
+        .write(write)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
 }
 
 enum Difference {

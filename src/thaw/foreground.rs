@@ -56,7 +56,10 @@ pub fn hand_over_terminal(pid: Pid, session: Session) -> Result<()> {
 
 /// Stays until the program ends; returns its exit code, or 128+N where signal N ended it.
 pub fn follow(thawed: Thawed, begins_stopped: bool) -> Result<u8> {
-    let follower = Follower { pid: thawed.pid, session: thawed.session };
+    let follower = Follower {
+        pid: thawed.pid,
+        session: thawed.session,
+    };
     let outputs = start_pumps(thawed.pumps);
     let_go_of_stdio()?;
     let mut expected_stop = begins_stopped;
@@ -144,7 +147,11 @@ impl Follower {
 
 /// Our own ends of what is now the program's: while we hold them, a reader of its output would not see it close.
 fn let_go_of_stdio() -> Result<()> {
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null").context("open /dev/null")?;
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .context("open /dev/null")?;
     if !io::stdin().is_terminal() {
         dup2_stdin(&null).context("let go of stdin")?;
     }

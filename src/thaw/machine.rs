@@ -22,8 +22,10 @@ pub fn look(snapshot: &Snapshot) -> Result<Machine> {
     let status = Status::of(&own)?;
     let can = |capability: u64| status.credentials.effective & capability != 0;
     let clocks = clocks(&own)?;
-    let offsets =
-        TimeOffsets { monotonic_ns: clocks.monotonic_offset_ns, boottime_ns: clocks.boottime_offset_ns };
+    let offsets = TimeOffsets {
+        monotonic_ns: clocks.monotonic_offset_ns,
+        boottime_ns: clocks.boottime_offset_ns,
+    };
     Ok(Machine {
         boot_id: read_line("/proc/sys/kernel/random/boot_id")?,
         clocks: HostClocks {
@@ -33,12 +35,16 @@ pub fn look(snapshot: &Snapshot) -> Result<Machine> {
         },
         kernel_release: read_line("/proc/sys/kernel/osrelease")?,
         vdso_hash: xxh3_64(&own_vdso()?),
-        pid_max: read_line("/proc/sys/kernel/pid_max")?.parse().context("kernel.pid_max")?,
+        pid_max: read_line("/proc/sys/kernel/pid_max")?
+            .parse()
+            .context("kernel.pid_max")?,
         can_choose_pids: can(CAP_CHECKPOINT_RESTORE) || can(CAP_SYS_ADMIN),
         can_set_clocks: can(CAP_SYS_ADMIN) && can(CAP_SYS_TIME) && fs::exists("/proc/self/ns/time")?,
         can_raise_limits: can(CAP_SYS_RESOURCE),
         rlimits: limits(&own)?,
-        oom_score_adj: read_line("/proc/self/oom_score_adj")?.parse().context("oom_score_adj")?,
+        oom_score_adj: read_line("/proc/self/oom_score_adj")?
+            .parse()
+            .context("oom_score_adj")?,
         taken: taken_ids(snapshot),
     })
 }
@@ -48,7 +54,10 @@ pub fn inherited() -> Result<Inherited> {
     let own = std::process::id().cast_signed();
     let mut credentials = Status::of(&own_directory()?)?.credentials;
     credentials.securebits = crate::sys::securebits().context("prctl(PR_GET_SECUREBITS)")?;
-    Ok(Inherited { credentials, scheduling: scheduling(own)? })
+    Ok(Inherited {
+        credentials,
+        scheduling: scheduling(own)?,
+    })
 }
 
 fn own_directory() -> Result<ProcDir> {
@@ -56,12 +65,18 @@ fn own_directory() -> Result<ProcDir> {
 }
 
 fn read_line(path: &str) -> Result<String> {
-    Ok(fs::read_to_string(path).with_context(|| format!("read {path}"))?.trim().to_owned())
+    Ok(fs::read_to_string(path)
+        .with_context(|| format!("read {path}"))?
+        .trim()
+        .to_owned())
 }
 
 /// Every task answers under /proc/TID, threads that no listing shows included.
 fn taken_ids(snapshot: &Snapshot) -> Vec<(i32, String)> {
-    let ids = snapshot.processes.iter().flat_map(|process| process.threads.iter().map(|thread| thread.tid));
+    let ids = snapshot
+        .processes
+        .iter()
+        .flat_map(|process| process.threads.iter().map(|thread| thread.tid));
     ids.filter_map(|id| holder(id).map(|holder| (id, holder))).collect()
 }
 
@@ -71,7 +86,10 @@ fn holder(id: i32) -> Option<String> {
     let name = fs::read_to_string(format!("/proc/{id}/comm")).ok()?;
     let name = name.trim_end();
     Some(match status.state {
-        'Z' => format!("{name}, which has ended and whose parent, pid {}, has not waited for it", status.ppid),
+        'Z' => format!(
+            "{name}, which has ended and whose parent, pid {}, has not waited for it",
+            status.ppid
+        ),
         _ if status.tgid != id => format!("a thread of pid {} ({name})", status.tgid),
         _ => format!("process {name}"),
     })

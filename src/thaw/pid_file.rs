@@ -17,9 +17,17 @@ pub struct PidFile {
 /// A symbolic link in its place is not followed: somebody else may have planted it.
 pub fn create(path: &Path, pid: Pid) -> Result<PidFile> {
     let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
+    options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o644)
+        .custom_flags(libc::O_NOFOLLOW);
     let mut file = options.open(path).with_context(|| format!("open {}", path.display()))?;
-    let made = PidFile { path: path.to_owned(), keep: false };
+    let made = PidFile {
+        path: path.to_owned(),
+        keep: false,
+    };
     writeln!(file, "{pid}").with_context(|| format!("write {}", path.display()))?;
     Ok(made)
 }

@@ -229,7 +229,10 @@ impl StoppedThread {
         let name = "PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG";
         let mut configuration = [0u64; 4]; // mode, selector, offset, len
         let (size, to) = (size_of_val(&configuration), configuration.as_mut_ptr() as usize);
-        match self.task.request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, name, size, to) {
+        match self
+            .task
+            .request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, name, size, to)
+        {
             Err(error) if error.errno() == Some(nix::Error::EIO) => Ok(false),
             other => other.map(|_| configuration[0] != 0),
         }

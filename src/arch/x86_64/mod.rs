@@ -1,8 +1,8 @@
 //! x86_64 (the 64-bit ABI; a 32-bit task is recognised and refused).
 
 mod calls;
-pub mod probe;
 mod clone;
+pub mod probe;
 mod regs;
 mod signal;
 mod way_home;
