@@ -26,6 +26,7 @@ pub struct ThreadAnswers {
     pub clear_child_tid: u64,
     pub pdeath_signal: i32,
     pub securebits: u32,
+    pub timer_slack_ns: u64,
 }
 
 /// Asks the first thread about the process, and each about itself; fills in the times of `timers`.
@@ -59,6 +60,7 @@ fn ask_thread(remote: &mut Remote<'_>) -> tracer::Result<ThreadAnswers> {
         clear_child_tid: remote.get_tid_address()?,
         pdeath_signal: remote.get_pdeath_signal()?,
         securebits: remote.get_securebits()?,
+        timer_slack_ns: remote.get_timer_slack()?,
     })
 }
 

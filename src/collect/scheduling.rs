@@ -1,12 +1,12 @@
-//! How each thread is scheduled. All but the timer slack is readable from outside by thread id; the thread is stopped, so the id is its own.
+//! How a thread is scheduled, as others can see it by its id; it is stopped, so the id is its own. Its timer slack only it can tell
+//! without privilege.
 
 use anyhow::{Context, Result};
 
-use super::proc::ProcDir;
 use crate::image::state::Scheduling;
 use crate::sys::process as sys;
 
-pub fn scheduling(tid: i32) -> Result<Scheduling> {
+pub fn scheduling(tid: i32, timer_slack_ns: u64) -> Result<Scheduling> {
     let attr = sys::sched_getattr(tid).context("sched_getattr")?;
     Ok(Scheduling {
         policy: attr.policy,
@@ -20,7 +20,7 @@ pub fn scheduling(tid: i32) -> Result<Scheduling> {
         util_max: attr.util_max,
         affinity: sys::sched_getaffinity(tid).context("sched_getaffinity")?,
         io_priority: io_priority(tid)?,
-        timer_slack_ns: timer_slack(tid)?,
+        timer_slack_ns,
     })
 }
 
@@ -32,21 +32,15 @@ fn io_priority(tid: i32) -> Result<u32> {
     }
 }
 
-/// The file is there for every thread, but listed for none: only /proc/TID has it, not /proc/PID/task/TID.
-fn timer_slack(tid: i32) -> Result<u64> {
-    let dir = ProcDir::by_pid(tid).context("open /proc/TID")?;
-    dir.text("timerslack_ns")?.parse().context("timerslack_ns")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn our_own_scheduling_is_read() {
-        let own = scheduling(nix::unistd::gettid().as_raw()).unwrap();
+        let own = scheduling(nix::unistd::gettid().as_raw(), 50_000).unwrap();
         assert_eq!(own.policy, libc::SCHED_OTHER as u32);
         assert!(own.affinity.iter().any(|byte| *byte != 0));
-        assert!(own.timer_slack_ns > 0);
+        assert_eq!(own.timer_slack_ns, 50_000);
     }
 }

@@ -67,7 +67,7 @@ impl Look<'_> {
                 securebits: answers.securebits,
                 ..status.credentials.clone()
             },
-            scheduling: scheduling::scheduling(tid).context("scheduling")?,
+            scheduling: scheduling::scheduling(tid, answers.timer_slack_ns).context("scheduling")?,
             timed_wait,
         };
         let foreign_namespaces = foreign_namespaces(&dir)?;
