@@ -56,7 +56,7 @@ pub fn inherited() -> Result<Inherited> {
     credentials.securebits = crate::sys::securebits().context("prctl(PR_GET_SECUREBITS)")?;
     Ok(Inherited {
         credentials,
-        scheduling: scheduling(own)?,
+        scheduling: scheduling(own, own_timer_slack()?)?,
     })
 }
 
@@ -93,4 +93,9 @@ fn holder(id: i32) -> Option<String> {
         _ if status.tgid != id => format!("a thread of pid {} ({name})", status.tgid),
         _ => format!("process {name}"),
     })
+}
+
+fn own_timer_slack() -> Result<u64> {
+    let slack = nix::sys::prctl::get_timerslack().context("PR_GET_TIMERSLACK")?;
+    Ok(slack.unsigned_abs().into())
 }
