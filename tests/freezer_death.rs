@@ -5,18 +5,19 @@
 #[path = "common/build.rs"]
 #[allow(dead_code)]
 mod build;
+#[path = "common/watched.rs"]
+#[allow(dead_code)]
+mod watched;
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cryopod::tracer::{Remote, StoppedProcess, seize};
 use nix::unistd::Pid;
+use watched::{Watched, freeze_and_ask};
 
 /// Names the target in the environment of a freezer: this test program once more, which only freezes, over and over.
 const FREEZE_THIS: &str = "CRYOPOD_TEST_FREEZE_THIS";
-const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
 fn threads_in_many_calls_survive_100_dead_freezers() {
@@ -62,30 +63,6 @@ fn freezer() {
     }
 }
 
-/// All that a freeze does to a target.
-fn freeze_and_ask(pid: Pid) {
-    let mut process = seize(pid).expect("the target can be seized");
-    assert!(process.children().expect("children").is_empty());
-    for thread in 0..process.threads().len() {
-        ask(&mut process, thread).expect("a thread answers");
-    }
-    process.resume().expect("the target goes on");
-}
-
-fn ask(process: &mut StoppedProcess, thread: usize) -> cryopod::tracer::Result<()> {
-    let mut remote = Remote::borrow(process, thread)?;
-    remote.sigaltstack()?;
-    remote.get_tid_address()?;
-    remote.get_pdeath_signal()?;
-    if thread == 0 {
-        for signal in 1..=64 {
-            remote.sigaction(signal)?;
-        }
-        remote.brk()?;
-    }
-    remote.give_back()
-}
-
 fn kill_a_freezer_of(pid: Pid) {
     let mut freezer = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", "freezer", "--nocapture", "--test-threads=1"])
@@ -129,115 +106,4 @@ fn random_below(limit: u64) -> u64 {
         .expect("after 1970")
         .as_nanos() as u64;
     (now.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) % limit
-}
-
-/// A program that watches itself. Killed when dropped.
-struct Watched {
-    child: Child,
-    report: PathBuf,
-    _dir: tempfile::TempDir,
-}
-
-impl Watched {
-    fn start(mut program: Command) -> Self {
-        let dir = tempfile::tempdir().expect("a directory for the report");
-        let report = dir.path().join("report");
-        let child = program
-            .arg(&report)
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("the program starts");
-        let watched = Watched {
-            child,
-            report,
-            _dir: dir,
-        };
-        watched.wait_until("it runs", |report| report.threads > 0);
-        watched.assert_unharmed("before it is frozen");
-        watched
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.id() as i32)
-    }
-
-    /// Nobody traces it, it has no second process, every thread goes on, and none found a fault.
-    fn assert_unharmed(&self, when: &str) {
-        let task = format!("/proc/{}/task", self.pid());
-        for thread in std::fs::read_dir(&task).expect("its threads") {
-            let dir = thread.expect("a thread").path();
-            let status = std::fs::read_to_string(dir.join("status")).expect("its status");
-            assert!(status.contains("TracerPid:\t0\n"), "{when}: traced: {status}");
-            assert_eq!(
-                std::fs::read_to_string(dir.join("children")).expect("its children"),
-                "",
-                "{when}"
-            );
-        }
-        let before = Report::read(&self.report);
-        self.wait_until(when, |report| {
-            (0..before.threads as usize).all(|thread| report.beats[thread] > before.beats[thread])
-        });
-    }
-
-    fn wait_until(&self, what: &str, done: impl Fn(&Report) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let report = Report::read(&self.report);
-            assert_eq!(report.faults, 0, "{what}: {}", report.first_fault);
-            if done(&report) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "{what}: stuck at {:?}", report.beats);
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    /// Addresses and rights of all mappings but those of the heap, which come and go.
-    fn maps(&self) -> Vec<String> {
-        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.pid())).expect("its maps");
-        let named = |line: &&str| line.split_whitespace().count() > 5 && !line.ends_with("[heap]");
-        let far = |line: &&str| {
-            line.len() > 12 && ('1'..='5').contains(&line.chars().next().unwrap_or('0')) && line.as_bytes()[12] == b'-'
-        };
-        maps.lines()
-            .filter(|line| named(line) || far(line))
-            .map(str::to_owned)
-            .collect()
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        let _ended_already = self.child.kill();
-        let _waited_for_already = self.child.wait();
-    }
-}
-
-/// struct report of fixtures/freezer/report.h.
-struct Report {
-    threads: u64,
-    faults: u64,
-    beats: Vec<u64>,
-    first_fault: String,
-}
-
-impl Report {
-    /// Zeros until the program has made it.
-    fn read(path: &Path) -> Self {
-        let mut bytes = std::fs::read(path).unwrap_or_default();
-        bytes.resize(16 + 64 * 8 + 256, 0);
-        let (words, text) = bytes.split_at(16 + 64 * 8);
-        let words: Vec<u64> = words
-            .chunks_exact(8)
-            .map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")))
-            .collect();
-        let first_fault = String::from_utf8_lossy(text).trim_end_matches('\0').to_owned();
-        Report {
-            threads: words[0],
-            faults: words[1],
-            beats: words[2..].to_vec(),
-            first_fault,
-        }
-    }
 }

@@ -6,7 +6,10 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nix::unistd::Pid;
+
 use super::pin::Pinned;
+use super::proc::Status;
 use super::process::{StoppedProcess, StoppedThread};
 use super::way_home::{DeadBytes, FreeSlot, MARK, is_left_page};
 use super::{Error, ProcessMemory, Result, Resume, Stop};
@@ -48,8 +51,12 @@ impl<'a> Loan<'a> {
     pub fn begin(process: &'a mut StoppedProcess, thread: usize) -> Result<Self> {
         let tid = process.threads[thread].tid();
         let cpu = process.proc.task_stat(tid).map_err(|_gone| Error::Gone(tid))?.processor;
-        check_filters(process, thread)?;
-        let dead = DeadBytes::find(process.pid, &process.proc, &process.memory)?;
+        let dead = match process.dead_bytes {
+            Some(dead) => dead,
+            None => *process
+                .dead_bytes
+                .insert(DeadBytes::find(process.pid, &process.proc, &process.memory)?),
+        };
         let slot = dead
             .choose(&process.memory)
             .map_err(|error| Error::memory(tid, "the way home", &error))?;
@@ -77,7 +84,7 @@ impl<'a> Loan<'a> {
         &self.process.memory
     }
 
-    pub fn tid(&self) -> nix::unistd::Pid {
+    pub fn tid(&self) -> Pid {
         self.process.threads[self.thread].tid()
     }
 
@@ -200,6 +207,7 @@ impl<'a> Loan<'a> {
         for _ in 0..MAX_ATTEMPTS {
             let tid = self.tid();
             let status = self.process.proc.task_status(tid).map_err(|_gone| Error::Gone(tid))?;
+            check_filters(tid, &status)?;
             if status.deliverable_signals().unwrap_or(0) == 0 {
                 return Ok(());
             }
@@ -306,9 +314,7 @@ impl Drop for Loan<'_> {
 }
 
 /// Filters would judge our calls by rules that were made for the program's own.
-fn check_filters(process: &StoppedProcess, thread: usize) -> Result<()> {
-    let tid = process.threads[thread].tid();
-    let status = process.proc.task_status(tid).map_err(|_gone| Error::Gone(tid))?;
+fn check_filters(tid: Pid, status: &Status) -> Result<()> {
     match status.number("Seccomp") {
         None | Some(0) => Ok(()),
         Some(_) => Err(Error::Unexpected {

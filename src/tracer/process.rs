@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::unistd::Pid;
 
 use super::proc::ProcDir;
+use super::way_home::DeadBytes;
 use super::{Error, ProcessMemory, Result, Stop, Stopped};
 use crate::arch::{self, Registers};
 use crate::image::state::{RegSet, RobustList, Rseq, SigInfo};
@@ -23,6 +24,8 @@ pub struct StoppedProcess {
     /// The leader first.
     pub(super) threads: Vec<StoppedThread>,
     pub(super) stopped_at_ns: Option<u64>,
+    /// Where ways home are laid, once one was needed.
+    pub(super) dead_bytes: Option<DeadBytes>,
     pub(super) not_send: PhantomData<*const ()>,
 }
 

@@ -243,6 +243,7 @@ impl Seizure {
             memory,
             threads,
             stopped_at_ns,
+            dead_bytes: None,
             not_send: PhantomData,
         })
     }

@@ -1,0 +1,149 @@
+//! Programs that watch themselves (fixtures/freezer), and what they report.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cryopod::tracer::{Remote, StoppedProcess, seize};
+use nix::unistd::Pid;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A program that watches itself. Killed when dropped.
+pub struct Watched {
+    pub child: Child,
+    report: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Watched {
+    pub fn start(mut program: Command) -> Self {
+        let dir = tempfile::tempdir().expect("a directory for the report");
+        let report = dir.path().join("report");
+        let child = program
+            .arg(&report)
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        let watched = Watched {
+            child,
+            report,
+            _dir: dir,
+        };
+        watched.wait_until("it runs", |report| report.threads > 0);
+        watched.assert_goes_on("before it is frozen");
+        watched
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    /// Nobody traces it, it has no second process, every thread goes on, and none found a fault.
+    pub fn assert_unharmed(&self, when: &str) {
+        for thread in self.threads() {
+            let status = std::fs::read_to_string(thread.join("status")).expect("its status");
+            assert!(status.contains("TracerPid:\t0\n"), "{when}: traced: {status}");
+            let children = std::fs::read_to_string(thread.join("children")).expect("its children");
+            assert_eq!(children, "", "{when}");
+        }
+        self.assert_goes_on(when);
+    }
+
+    /// Every thread goes on, and none found a fault.
+    pub fn assert_goes_on(&self, when: &str) {
+        let before = Report::read(&self.report);
+        self.wait_until(when, |report| {
+            (0..before.threads as usize).all(|thread| report.beats[thread] > before.beats[thread])
+        });
+    }
+
+    fn threads(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("its threads");
+        entries.map(|thread| thread.expect("a thread").path()).collect()
+    }
+
+    fn wait_until(&self, what: &str, done: impl Fn(&Report) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let report = Report::read(&self.report);
+            assert_eq!(report.faults, 0, "{what}: {}", report.first_fault);
+            if done(&report) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{what}: stuck at {:?}", report.beats);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Addresses and rights of all mappings but those of the heap, which come and go.
+    pub fn maps(&self) -> Vec<String> {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.pid())).expect("its maps");
+        let named = |line: &&str| line.split_whitespace().count() > 5 && !line.ends_with("[heap]");
+        // Where the pages for results are: from 16 TiB up, below all that the kernel places.
+        let far = |line: &&str| line.as_bytes().get(12) == Some(&b'-') && line.starts_with(['1', '2', '3', '4']);
+        maps.lines()
+            .filter(|line| named(line) || far(line))
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let _ended_already = self.child.kill();
+        let _waited_for_already = self.child.wait();
+    }
+}
+
+/// struct report of fixtures/freezer/report.h.
+struct Report {
+    threads: u64,
+    faults: u64,
+    beats: Vec<u64>,
+    first_fault: String,
+}
+
+impl Report {
+    /// Zeros until the program has made it.
+    fn read(path: &Path) -> Self {
+        let mut bytes = std::fs::read(path).unwrap_or_default();
+        bytes.resize(16 + 64 * 8 + 256, 0);
+        let (words, text) = bytes.split_at(16 + 64 * 8);
+        let words: Vec<u64> = words
+            .chunks_exact(8)
+            .map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")))
+            .collect();
+        let first_fault = String::from_utf8_lossy(text).trim_end_matches('\0').to_owned();
+        Report {
+            threads: words[0],
+            faults: words[1],
+            beats: words[2..].to_vec(),
+            first_fault,
+        }
+    }
+}
+
+/// All that a freeze does to a target.
+pub fn freeze_and_ask(pid: Pid) {
+    let mut process = seize(pid).expect("the target can be seized");
+    assert!(process.children().expect("children").is_empty());
+    for thread in 0..process.threads().len() {
+        ask(&mut process, thread).expect("a thread answers");
+    }
+    process.resume().expect("the target goes on");
+}
+
+pub fn ask(process: &mut StoppedProcess, thread: usize) -> cryopod::tracer::Result<()> {
+    let mut remote = Remote::borrow(process, thread)?;
+    remote.sigaltstack()?;
+    remote.get_tid_address()?;
+    remote.get_pdeath_signal()?;
+    if thread == 0 {
+        for signal in 1..=64 {
+            remote.sigaction(signal)?;
+        }
+        remote.brk()?;
+    }
+    remote.give_back()
+}
