@@ -4,13 +4,14 @@
 //! dead tracer with the registers they have, and those then run the call that was begun and go home by themselves. Nothing is ever
 //! single-stepped (the trap flag would stay behind), and the target's signal mask is left alone (nobody would put it back).
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::unistd::Pid;
 
 use super::pin::Pinned;
 use super::proc::Status;
 use super::process::{StoppedProcess, StoppedThread};
+use super::seize::adopt;
 use super::way_home::{DeadBytes, FreeSlot, MARK, is_left_page};
 use super::{Error, ProcessMemory, Result, Resume, Stop};
 use crate::arch::{CALL_AT, RESULTS_AT, SLOT_LEN, Slot};
@@ -184,19 +185,18 @@ impl<'a> Loan<'a> {
 
     /// Waits for the stop that an interrupt asked for. Signals on the way are let in.
     fn arrive(&mut self) -> Result<()> {
-        let StoppedProcess { threads, memory, .. } = &mut *self.process;
-        let thread = &mut threads[self.thread];
-        loop {
-            match thread.task.wait()? {
-                Stop::Interrupted { .. } => break,
-                stop => {
-                    let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
-                    thread.task.interrupt()?;
-                    thread.task.resume(Resume::Continue, signal)?;
-                }
+        let mut stop = self.thread_mut().task.wait()?;
+        while !matches!(stop, Stop::Interrupted { .. }) {
+            let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
+            if let Some(child) = self.thread().task.newborn()? {
+                adopt(self.process, child)?;
             }
+            let task = &mut self.thread_mut().task;
+            task.interrupt()?;
+            stop = task.resume_and_wait(Resume::Continue, signal)?;
         }
-        thread.refresh(memory)?;
+        let StoppedProcess { threads, memory, .. } = &mut *self.process;
+        threads[self.thread].refresh(memory)?;
         self.state = State::Home;
         Ok(())
     }
@@ -211,19 +211,36 @@ impl<'a> Loan<'a> {
             if status.deliverable_signals().unwrap_or(0) == 0 {
                 return Ok(());
             }
-            let thread = self.thread_mut();
-            // With an interrupt asked for already, it would stop before it takes the signal.
-            match thread.task.resume_and_wait(Resume::Continue, 0)? {
-                Stop::Interrupted { .. } => {}
-                stop => {
-                    let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
-                    thread.task.interrupt()?;
-                    thread.task.resume(Resume::Continue, signal)?;
-                    self.arrive()?;
-                }
+            if self.process.group_stop().is_some() {
+                return Err(
+                    self.unexpected("is stopped, and signals wait until SIGCONT that a remote call would deliver now")
+                );
             }
+            self.take_a_signal()?;
         }
         Err(self.unexpected("gets signals faster than they can be delivered"))
+    }
+
+    /// Goes on without an interrupt, which would come before the signal. The kernel may find that there is nothing to deliver (a timer
+    /// that was set anew takes its signal back); then the thread runs for a moment.
+    fn take_a_signal(&mut self) -> Result<()> {
+        let task = &mut self.thread_mut().task;
+        task.resume(Resume::Continue, 0)?;
+        let signal = match task.wait_until(Instant::now() + Duration::from_millis(2))? {
+            Some(Stop::Signal(signal)) => signal,
+            Some(_) => 0,
+            None => {
+                task.interrupt()?;
+                return self.arrive();
+            }
+        };
+        if let Some(child) = task.newborn()? {
+            adopt(self.process, child)?;
+        }
+        let task = &mut self.thread_mut().task;
+        task.interrupt()?;
+        task.resume(Resume::Continue, signal)?;
+        self.arrive()
     }
 
     fn lay_way_home(&mut self) -> Result<()> {

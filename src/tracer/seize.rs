@@ -97,7 +97,7 @@ impl Seizure {
     /// A task in group-stop traps by the seize alone (ptrace_attach(), kernel/ptrace.c); an interrupt on top would trap it twice.
     fn interrupt(&mut self, running: Running) -> anyhow::Result<()> {
         match running.wait_until(Instant::now()) {
-            Ok(Ok(stopped)) => self.stopped.push(stopped),
+            Ok(Ok(stopped)) => self.settle(stopped)?,
             Ok(Err(running)) => {
                 // One that is gone says so when it is waited for.
                 let _gone = running.interrupt();
@@ -172,12 +172,11 @@ impl Seizure {
                 return Ok(());
             }
             Stop::Signal(signal) => signal,
-            Stop::Event(libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE) => {
-                self.take_note_of_child(Pid::from_raw(task.event_message()? as i32))?;
-                0
-            }
             Stop::Event(_) | Stop::Syscall => 0,
         };
+        if let Some(child) = task.newborn()? {
+            self.take_note_of_child(child)?;
+        }
         // Any stop cancels an interrupt that is still to come (ptrace_stop(), kernel/signal.c), so ask again. Asked before it goes
         // on, it traps before it is back in its program.
         task.interrupt()?;
@@ -186,17 +185,12 @@ impl Seizure {
         Ok(())
     }
 
-    /// A thread is seized with us; a process goes its own way (after vfork(2) its parent waits for it). Children are found by
-    /// [`StoppedProcess::children`].
+    /// A thread is seized with us. Children are found by [`StoppedProcess::children`].
     fn take_note_of_child(&mut self, child: Pid) -> anyhow::Result<()> {
-        let running = Running::born_traced(child);
         if self.proc.task_stat(child).is_ok() {
-            self.born(running);
-            return Ok(());
-        }
-        match running.wait() {
-            Ok(stopped) => stopped.detach(0).or_else(gone_is_fine)?,
-            Err(error) => gone_is_fine(error)?,
+            self.born(Running::born_traced(child));
+        } else {
+            let_go_its_way(child)?;
         }
         Ok(())
     }
@@ -307,9 +301,22 @@ impl Drop for Unstopped {
     }
 }
 
-fn gone_is_fine(error: Error) -> Result<()> {
-    match error {
-        Error::Gone(_) => Ok(()),
-        other => Err(other),
+/// A task that a thread of a stopped process made in a moment in which it ran: a thread belongs to the process and stays stopped.
+pub(super) fn adopt(process: &mut StoppedProcess, child: Pid) -> Result<()> {
+    if process.proc.task_stat(child).is_err() {
+        return let_go_its_way(child);
+    }
+    let thread = Running::born_traced(child).wait()?;
+    process
+        .threads
+        .push(StoppedThread::look(thread, BeforeStop::default(), &process.memory)?);
+    Ok(())
+}
+
+/// A process that was born of one that we trace, and traced therefore. After vfork(2) its parent waits for it.
+fn let_go_its_way(child: Pid) -> Result<()> {
+    match Running::born_traced(child).wait().and_then(|stopped| stopped.detach(0)) {
+        Err(Error::Gone(_)) => Ok(()),
+        other => other,
     }
 }

@@ -117,7 +117,20 @@ impl Stopped {
 
     /// Waits for the next stop after [`resume`](Self::resume).
     pub fn wait(&mut self) -> Result<Stop> {
-        match wait_for(self.tid)? {
+        let waited = wait_for(self.tid)?;
+        self.note(waited)
+    }
+
+    /// As [`wait`](Self::wait), until `deadline`: None where the task still runs.
+    pub fn wait_until(&mut self, deadline: Instant) -> Result<Option<Stop>> {
+        match wait_until(self.tid, deadline)? {
+            Some(waited) => self.note(waited).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn note(&mut self, waited: Waited) -> Result<Stop> {
+        match waited {
             Waited::Stopped(stop) => {
                 self.stop = stop;
                 Ok(stop)
@@ -226,6 +239,16 @@ impl Stopped {
             (&raw mut message) as usize,
         )?;
         Ok(message)
+    }
+
+    /// The task that this one has just made, where that is why it stopped (PTRACE_O_TRACEFORK, TRACEVFORK, TRACECLONE).
+    pub fn newborn(&self) -> Result<Option<Pid>> {
+        match self.stop {
+            Stop::Event(libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE) => {
+                Ok(Some(Pid::from_raw(self.event_message()? as i32)))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// An untyped request, for the few that have no wrapper here. `data` must be what the request wants (ptrace(2)).
