@@ -2,7 +2,7 @@
 
 mod image_sample;
 
-use cryopod::image::pages::{Space, Zeros};
+use cryopod::image::pages::{Extent, PageRun, Space, Zeros};
 use cryopod::image::read::Reader;
 use cryopod::image::write::{Compression, Options, write_image};
 use image_sample::*;
@@ -77,6 +77,35 @@ fn every_page_comes_back_once_however_it_was_stored() {
 fn an_image_of_few_pages_reads_back() {
     let (image, _) = image(1, 1, Compression::None, 1);
     assert_eq!(read_pages(&image, 1), expected_pages(1, 1));
+}
+
+#[test]
+fn pages_of_64_kib_come_back() {
+    const LARGE: u64 = 65536;
+    let mut snapshot = snapshot(16 * 20, 1);
+    snapshot.processes[0].memory.vmas.truncate(1);
+    let extents = [Extent {
+        space: Space::Process(0),
+        offset: HEAP,
+        len: 20 * LARGE,
+        zeros: Zeros::LeaveOut,
+    }];
+    let cancelled = AtomicBool::new(false);
+    let options = Options {
+        machine: 183,
+        page_size: LARGE as u32,
+        ..options(&|_| (), &cancelled)
+    };
+    let mut image = Vec::new();
+    write_image(&mut image, &snapshot, &extents, &Pattern, &options).unwrap();
+    let bytes = AtomicU64::new(0);
+    let add = |run: PageRun<'_>| {
+        assert!(run.offset.is_multiple_of(LARGE) && run.len.is_multiple_of(LARGE));
+        bytes.fetch_add(run.len, Ordering::Relaxed);
+        Ok(())
+    };
+    Reader::open(&image[..]).unwrap().pages(2, &add).unwrap();
+    assert_eq!(bytes.into_inner(), 20 * LARGE);
 }
 
 #[test]

@@ -18,16 +18,11 @@ impl Coverage {
     /// Of a snapshot that was validated.
     pub fn new(snapshot: &Snapshot, page_size: u32) -> Self {
         let page_size = u64::from(page_size);
-        // Mappings that touch are one: a run of pages may go on from one to the next.
         let mappings = |vmas: &[Vma]| {
-            let mut ranges: Vec<(u64, u64)> = Vec::new();
-            for vma in vmas.iter().filter(|vma| owns_pages(vma)) {
-                match ranges.last_mut() {
-                    Some(last) if last.1 == vma.start => last.1 = vma.end,
-                    _ => ranges.push((vma.start, vma.end)),
-                }
-            }
-            ranges
+            vmas.iter()
+                .filter(|vma| owns_pages(vma))
+                .map(|vma| (vma.start, vma.end))
+                .collect()
         };
         Coverage {
             page_size,

@@ -27,21 +27,19 @@ pub struct Worker<'a> {
     pub frames: Sender<Result<Frame>>,
     /// Buffers to use again.
     pub spares: Receiver<Vec<u8>>,
+    /// Where memory is read to.
+    pub raw: Vec<u8>,
 }
 
 impl Worker<'_> {
     /// Makes frames until there are no more, or until one fails.
-    pub fn run(self) {
+    pub fn run(mut self) {
         let mut compressor = match self.compressor() {
             Ok(compressor) => compressor,
             Err(error) => return drop(self.frames.send(Err(error))),
         };
         while !self.options.cancelled.load(Ordering::Relaxed) {
-            let pieces = self
-                .cursor
-                .lock()
-                .expect("no worker panics with the cursor in hand")
-                .next_frame();
+            let pieces = self.next_pieces();
             if pieces.is_empty() {
                 return;
             }
@@ -54,6 +52,11 @@ impl Worker<'_> {
         }
     }
 
+    fn next_pieces(&self) -> Vec<Extent> {
+        let mut cursor = self.cursor.lock().expect("no worker panics with the cursor in hand");
+        cursor.next_frame()
+    }
+
     fn compressor(&self) -> Result<Option<zstd::bulk::Compressor<'static>>> {
         let level = match self.options.compression {
             Compression::None => return Ok(None),
@@ -63,16 +66,12 @@ impl Worker<'_> {
         Ok(Some(zstd::bulk::Compressor::new(level).context("start a compressor")?))
     }
 
-    fn frame(&self, pieces: &[Extent], compressor: Option<&mut zstd::bulk::Compressor<'static>>) -> Result<Frame> {
-        let mut raw = self.spare();
-        let runs = self.read(pieces, &mut raw)?;
+    fn frame(&mut self, pieces: &[Extent], compressor: Option<&mut zstd::bulk::Compressor<'static>>) -> Result<Frame> {
+        let (runs, raw_len) = self.read(pieces)?;
         let memory = pieces.iter().map(|piece| piece.len).sum();
-        let raw_len = raw.len() as u32;
-        let (codec, body) = match compressor {
-            Some(compressor) => self.compress(raw, compressor)?,
-            None => (Codec::Raw, raw),
-        };
+        let (codec, body) = self.body(raw_len, compressor)?;
         let body_hash = Body::new(&body).hash;
+        let raw_len = raw_len as u32; // at most FRAME_LEN
         Ok(Frame {
             head: FrameHead { codec, raw_len, runs },
             body,
@@ -81,44 +80,48 @@ impl Worker<'_> {
         })
     }
 
-    fn spare(&self) -> Vec<u8> {
-        let mut buffer = self.spares.try_recv().unwrap_or_else(|_| Vec::with_capacity(FRAME_LEN));
-        buffer.clear();
-        buffer
-    }
-
-    /// Reads the pieces, closed up over the pages of zeros.
-    fn read(&self, pieces: &[Extent], raw: &mut Vec<u8>) -> Result<Vec<Run>> {
+    /// Reads the pieces, closed up over the pages of zeros, and says what is there and how many bytes that takes.
+    fn read(&mut self, pieces: &[Extent]) -> Result<(Vec<Run>, usize)> {
         let page_size = self.options.page_size as usize;
         let mut runs = Vec::new();
+        let mut kept = 0;
+        // Only what a spare buffer lacks is filled with zeros, which nobody will see.
+        self.raw.resize(FRAME_LEN, 0);
         for piece in pieces {
-            let from = raw.len();
-            raw.resize(from + piece.len as usize, 0);
-            self.source
-                .read(piece.space, piece.offset, &mut raw[from..])
-                .with_context(|| {
-                    format!(
-                        "read {} bytes of memory at {:#x} of {:?}",
-                        piece.len, piece.offset, piece.space
-                    )
-                })?;
-            let kept = thin_out(piece, &mut raw[from..], page_size, &mut runs);
-            raw.truncate(from + kept);
+            let memory = &mut self.raw[kept..kept + piece.len as usize];
+            self.source.read(piece.space, piece.offset, memory).with_context(|| {
+                format!(
+                    "read {} bytes of memory at {:#x} of {:?}",
+                    piece.len, piece.offset, piece.space
+                )
+            })?;
+            kept += thin_out(piece, memory, page_size, &mut runs);
         }
-        Ok(runs)
+        Ok((runs, kept))
     }
 
-    /// Compresses what becomes smaller by it.
-    fn compress(&self, raw: Vec<u8>, compressor: &mut zstd::bulk::Compressor<'static>) -> Result<(Codec, Vec<u8>)> {
-        let mut body = self.spare();
-        body.reserve(zstd::zstd_safe::compress_bound(raw.len()));
-        compressor
-            .compress_to_buffer(&raw, &mut body)
-            .context("compress memory")?;
-        Ok(match body.len() < raw.len() {
-            true => (Codec::Zstd, body),
-            false => (Codec::Raw, raw),
-        })
+    /// Compresses what was read, if it becomes smaller by it.
+    fn body(
+        &mut self,
+        raw_len: usize,
+        compressor: Option<&mut zstd::bulk::Compressor<'static>>,
+    ) -> Result<(Codec, Vec<u8>)> {
+        let mut body = self.spares.try_recv().unwrap_or_default();
+        if let Some(compressor) = compressor {
+            let raw = &self.raw[..raw_len];
+            body.clear();
+            body.reserve(zstd::zstd_safe::compress_bound(raw_len));
+            compressor
+                .compress_to_buffer(raw, &mut body)
+                .context("compress memory")?;
+            if body.len() < raw_len {
+                return Ok((Codec::Zstd, body));
+            }
+        }
+        // The memory itself goes on its way, and the next frame is read to the other buffer.
+        std::mem::swap(&mut self.raw, &mut body);
+        body.truncate(raw_len);
+        Ok((Codec::Raw, body))
     }
 }
 
@@ -251,6 +254,19 @@ mod tests {
         assert_eq!(thin_out(&piece(Zeros::Keep, 3), &mut memory, PAGE, &mut runs), PAGE);
         assert_eq!(runs, [run(0, 2, true), run(2, 1, false)]);
         assert_eq!(memory[0], 2);
+    }
+
+    #[test]
+    fn runs_end_where_mappings_end() {
+        let mut runs = Vec::new();
+        let next = Extent {
+            offset: 0x10000 + PAGE as u64,
+            ..piece(Zeros::LeaveOut, 1)
+        };
+        for piece in [piece(Zeros::LeaveOut, 1), next] {
+            thin_out(&piece, &mut memory(&[1]), PAGE, &mut runs);
+        }
+        assert_eq!(runs, [run(0, 1, false), run(1, 1, false)]);
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub enum Compression {
 }
 
 const STATE_LEVEL: i32 = 3;
-/// Each worker holds up to four buffers of [`super::pages::FRAME_LEN`] and its compressor: 64 MiB in all with these.
+/// For each worker there are up to four buffers of [`super::pages::FRAME_LEN`] and a compressor: 64 MiB in all, at fast levels.
 const JOBS_MAX: usize = 32;
 
 pub struct Options<'a> {
@@ -108,7 +108,7 @@ fn write_pages(
     let cursor = Mutex::new(Cursor::new(extents));
     let jobs = job_count(options.jobs);
     let (frames, finished) = bounded(jobs);
-    let (spent, spares) = bounded(2 * jobs);
+    let (spent, spares) = bounded(jobs);
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             let worker = Worker {
@@ -117,6 +117,7 @@ fn write_pages(
                 options,
                 frames: frames.clone(),
                 spares: spares.clone(),
+                raw: Vec::new(),
             };
             scope.spawn(move || worker.run());
         }
