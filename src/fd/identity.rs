@@ -19,8 +19,10 @@ pub fn descriptions(pid: Pid, seen: &[Seen]) -> Result<Vec<Vec<usize>>> {
 fn group(seen: &[Seen], mut compare: impl FnMut(usize, usize) -> io::Result<Ordering>) -> Result<Vec<Vec<usize>>> {
     let mut alike: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (index, seen) in seen.iter().enumerate() {
+        // All anonymous inodes are one inode, but eventfds have a number of their own (Linux 5.2).
+        let event = seen.info.value("eventfd-id");
         alike
-            .entry((seen.inode(), seen.status_flags, &seen.link))
+            .entry((seen.inode(), seen.status_flags, &seen.link, event))
             .or_default()
             .push(index);
     }

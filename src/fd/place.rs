@@ -45,7 +45,11 @@ impl Place {
         );
         match named {
             Ok(named) if (named.st_dev, named.st_ino) == (stat.st_dev, stat.st_ino) => {}
-            Ok(_) => return Err(changed("was replaced by another file of that name")),
+            Ok(_) => {
+                return Err(changed(
+                    "was replaced by another file of that name, or is in another mount namespace",
+                ));
+            }
             Err(Errno::ENOENT | Errno::ENOTDIR) => {
                 return Err(changed("was deleted or renamed, or is in another mount namespace"));
             }

@@ -44,12 +44,9 @@ impl Kind for TimerFd {
     }
 
     fn check(&self, description: &Description, check: &mut Check<'_>) {
-        if let Err(error) = self.make() {
-            check.refuse(
-                description,
-                format!("cannot be made: {error:#}"),
-                "run thaw with CAP_WAKE_ALARM",
-            );
+        match self.make().and_then(|trial| self.set_ticks(trial.as_fd())) {
+            Ok(()) => {}
+            Err(error) => check.refuse(description, format!("cannot be made: {error:#}"), ""),
         }
     }
 
@@ -63,10 +60,7 @@ impl Kind for TimerFd {
             it_interval: timespec(self.time.interval_ns),
         };
         fds::timerfd_settime(file, self.flags, &spec).context("timerfd_settime")?;
-        if self.ticks != 0 {
-            fds::timerfd_set_ticks(file, self.ticks).context("TFD_IOC_SET_TICKS of a timerfd")?;
-        }
-        Ok(())
+        self.set_ticks(file)
     }
 }
 
@@ -104,8 +98,20 @@ impl TimerFd {
     }
 
     fn make(&self) -> Result<OwnedFd> {
-        fds::timerfd_create(self.clock, libc::TFD_CLOEXEC)
-            .with_context(|| format!("timerfd_create of clock {}", self.clock))
+        fds::timerfd_create(self.clock, libc::TFD_CLOEXEC).with_context(|| {
+            format!(
+                "timerfd_create of clock {} (alarm clocks need CAP_WAKE_ALARM)",
+                self.clock
+            )
+        })
+    }
+
+    fn set_ticks(&self, file: BorrowedFd<'_>) -> Result<()> {
+        if self.ticks == 0 {
+            return Ok(());
+        }
+        fds::timerfd_set_ticks(file, self.ticks)
+            .context("TFD_IOC_SET_TICKS, which a kernel has that was built with CONFIG_CHECKPOINT_RESTORE")
     }
 
     /// it_value for timerfd_settime(2): 0 disarms, so a time that has passed is the earliest that is not 0.
