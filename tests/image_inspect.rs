@@ -97,7 +97,7 @@ fn inspect_shows_all_of_it() {
     let text = stdout(sample().cryopod(&["inspect"]));
     assert_eq!(line(&text, "host "), "host host, Linux 6.18, x86_64");
     assert_eq!(line(&text, "taken"), "taken 2023-11-14T22:13:20Z");
-    assert_eq!(line(&text, "processes"), "processes 1, with 2 threads");
+    assert_eq!(line(&text, "processes"), "processes 1, threads 2");
     assert_eq!(line(&text, "Process 4127"), "Process 4127 /usr/bin/app");
     assert_eq!(line(&text, "Thread 4128"), "Thread 4128 worker");
     assert!(line(&text, "rip 0x").contains("rip 0x8786858483828180"));

@@ -1,5 +1,6 @@
 //! `cryopod inspect`: what is in an image, without touching a process.
 
+mod gather;
 mod names;
 mod report;
 mod stored;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 /// A state of more than this is refused, in the file and in memory.
 pub const STATE_MAX: u64 = 1 << 30;
 /// A state may be this large whatever it takes in the file …
-const FREE_LEN: u64 = 4 << 20;
+const FREE_LEN: u64 = 1 << 20;
 /// … and beyond that so many times larger, so that a small file cannot fill the memory.
 const RATIO_MAX: u64 = 64;
 const HEAD_LEN: usize = 12;

@@ -61,9 +61,7 @@ impl<R: Read> Reader<R> {
 
     /// The state, validated: every index is in range, every order and bound kept.
     pub fn snapshot(&mut self) -> Result<Snapshot, Error> {
-        if self.state.is_none() {
-            self.read_state()?;
-        }
+        self.read_state()?;
         let (snapshot, _) = self.state.as_ref().expect("it was just read");
         Ok(snapshot.clone())
     }
@@ -75,7 +73,7 @@ impl<R: Read> Reader<R> {
         jobs: usize,
         sink: &(dyn Fn(PageRun<'_>) -> anyhow::Result<()> + Sync),
     ) -> anyhow::Result<Totals> {
-        self.snapshot()?;
+        self.read_state()?;
         let jobs = job_count(jobs);
         let (frames, work) = bounded::<Frame>(jobs);
         let (spent, spares) = bounded(2 * jobs);
@@ -105,7 +103,7 @@ impl<R: Read> Reader<R> {
         visit: &mut Visit<'_>,
         pass: impl Fn(&mut Input<R>, &Record) -> Result<(), Error>,
     ) -> Result<Totals, Error> {
-        self.snapshot()?;
+        self.read_state()?;
         while let Some((record, head)) = self.next_frame()? {
             visit(&head, record.header.body_len);
             pass(&mut self.input, &record)?;
@@ -113,7 +111,11 @@ impl<R: Read> Reader<R> {
         Ok(self.totals)
     }
 
+    /// Reads the state unless that was done.
     fn read_state(&mut self) -> Result<(), Error> {
+        if self.state.is_some() {
+            return Ok(());
+        }
         let record = self.next_record()?;
         if record.header.kind != kind::STATE {
             return Err(Error::damaged("it does not begin with the state"));

@@ -143,12 +143,13 @@ fn check_signals(process: &Process) -> Checked {
         "no signal stopped it".into()
     })?;
     check_queue(&process.pending)?;
+    let tids: HashSet<i32> = process.threads.iter().map(|thread| thread.tid).collect();
     let mut timers = HashSet::new();
     for timer in &process.posix_timers {
         ensure(timer.id >= 0 && timers.insert(timer.id), || {
             format!("it has no timer {}, or two", timer.id)
         })?;
-        let thread_exists = timer.tid == 0 || process.threads.iter().any(|thread| thread.tid == timer.tid);
+        let thread_exists = timer.tid == 0 || tids.contains(&timer.tid);
         ensure(thread_exists, || {
             format!(
                 "timer {} signals thread {}, which it does not have",

@@ -34,7 +34,7 @@ fn summary(report: &Report) -> String {
         ),
         (
             "processes",
-            format!("{}, with {} threads", report.process_count, report.thread_count),
+            format!("{}, threads {}", report.process_count, report.thread_count),
         ),
         (
             "memory",
