@@ -28,7 +28,7 @@ pub struct Host {
     pub kernel_release: String,
     /// /proc/sys/kernel/random/boot_id.
     pub boot_id: String,
-    /// xxh3 of the bytes of [vdso]: equal on the same kernel build.
+    /// xxh3 of the bytes of `[vdso]`: equal on the same kernel build.
     pub vdso_hash: u64,
 }
 
