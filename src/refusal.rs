@@ -40,15 +40,13 @@ impl fmt::Display for Refusal {
 #[derive(Debug)]
 pub struct Refused(pub Vec<Refusal>);
 
+/// One on the line of whoever tells of it, several on lines of their own.
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, refusal) in self.0.iter().enumerate() {
-            if i > 0 {
-                writeln!(f)?;
-            }
-            write!(f, "{refusal}")?;
+        if let [only] = self.0.as_slice() {
+            return write!(f, "{only}");
         }
-        Ok(())
+        self.0.iter().try_for_each(|refusal| write!(f, "\n  {refusal}"))
     }
 }
 
@@ -63,6 +61,17 @@ impl From<Refusal> for Refused {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn several_refusals_have_lines_of_their_own() {
+        let refusal = |object| Refusal::new(7, object, "is a socket", "");
+        assert_eq!(Refused(vec![refusal("fd 3")]).to_string(), "pid 7: fd 3 is a socket");
+        let several = Refused(vec![refusal("fd 3"), refusal("fd 4")]);
+        assert_eq!(
+            several.to_string(),
+            "\n  pid 7: fd 3 is a socket\n  pid 7: fd 4 is a socket"
+        );
+    }
 
     #[test]
     fn a_refusal_reads_as_one_sentence() {
