@@ -70,9 +70,16 @@ fn find(path: &[u8], is_it: impl Fn(&FileStat) -> bool) -> Found {
         Ok(named) if !is_it(&named) => Found::Replaced,
         Ok(named) if named.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() => Found::NotRegular,
         Ok(named) => Found::Same(describe(path, &named)),
+        Err(nix::Error::ENOENT | nix::Error::ENOTDIR) if has_successor(path) => Found::Replaced,
         Err(nix::Error::ENOENT | nix::Error::ENOTDIR) => Found::Gone,
         Err(errno) => Found::Unknown(format!("stat: {}", errno.desc())),
     }
+}
+
+/// Whether another file has the name of one that was deleted, which maps shows as `NAME (deleted)` (d_path(), fs/d_path.c).
+fn has_successor(path: &[u8]) -> bool {
+    let name = path.strip_suffix(b" (deleted)").map(std::ffi::OsStr::from_bytes);
+    name.is_some_and(|name| Path::new(name).exists())
 }
 
 fn describe(path: &[u8], stat: &FileStat) -> File {
@@ -161,6 +168,7 @@ mod tests {
             ..Area::default()
         };
         assert_eq!(find(&area.name, |named| has_numbers(named, &area)), Found::Replaced);
+        assert_eq!(find(b"/etc/passwd (deleted)", |_| true), Found::Replaced);
         assert_eq!(find(b"/no/such/file (deleted)", |_| true), Found::Gone);
         assert_eq!(find(b"/dev/null", |_| true), Found::NotRegular);
     }
