@@ -121,6 +121,10 @@ fn record(
 /// Beforehand, who the process traces: that takes a pass over all of /proc, which the process need not spend stopped.
 fn seize(pid: i32, observer: &dyn Observer) -> Result<(StoppedProcess, Vec<Relative>)> {
     observer.step("seize");
+    try_seize(pid).with_context(|| format!("cannot freeze pid {pid}"))
+}
+
+fn try_seize(pid: i32) -> Result<(StoppedProcess, Vec<Relative>)> {
     let dir = ProcDir::by_pid(pid).ok();
     if dir.as_ref().is_some_and(collect::is_frozen) {
         let reason = "is in a control group that is frozen, so that it cannot be stopped";
@@ -182,8 +186,11 @@ fn release(process: StoppedProcess, afterwards: Afterwards) -> Result<()> {
 
 /// The freeze failed: the process goes on, and the error says so.
 fn let_go(process: StoppedProcess, error: anyhow::Error) -> anyhow::Error {
+    let pid = process.pid();
     match process.resume() {
-        Ok(()) => error.context("it was left as it was"),
-        Err(resume) => error.context(format!("it could not be resumed ({resume})")),
+        Ok(()) => error.context(format!("cannot freeze pid {pid}, which was left as it was")),
+        Err(resume) => error.context(format!(
+            "cannot freeze pid {pid}, nor let it go on as it was ({resume})"
+        )),
     }
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use super::progress::{Progress, Verbosity};
 use crate::freeze::{self, Afterwards, Observer, Options, Output, Report};
@@ -94,7 +94,7 @@ pub fn run(args: &Args, verbosity: Verbosity) -> Result<ExitCode> {
         sync: !args.no_sync,
         observer: &watch,
     };
-    let report = freeze::freeze(pid, output, &options).with_context(|| format!("cannot freeze pid {pid}"))?;
+    let report = freeze::freeze(pid, output, &options)?;
     watch.warn(&report.warnings);
     let line = last_line(&report, &watch.file);
     match to_stdout {
@@ -106,7 +106,7 @@ pub fn run(args: &Args, verbosity: Verbosity) -> Result<ExitCode> {
 }
 
 fn dry_run(pid: i32, watch: &Watch) -> Result<ExitCode> {
-    let look = freeze::look(pid, watch).with_context(|| format!("cannot freeze pid {pid}"))?;
+    let look = freeze::look(pid, watch)?;
     watch.warn(&look.warnings);
     println!(
         "pid {pid} can be frozen: {} of memory to store before compression; it was stopped for {:.1} ms and goes on",

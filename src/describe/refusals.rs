@@ -176,7 +176,10 @@ pub fn unfit_file(found: &Found) -> Result<&File, Unfit> {
             "was deleted, and deleted files are not carried yet".into(),
             restart.into(),
         ),
-        Found::Replaced => ("was replaced by another file of that name".into(), restart.into()),
+        Found::Replaced => (
+            "was deleted, and another file has its name now (was it upgraded?)".into(),
+            restart.into(),
+        ),
         Found::NotRegular => (
             "is a device or another special file, whose memory is not carried".into(),
             CLOSE.into(),
