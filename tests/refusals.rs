@@ -1,0 +1,102 @@
+//! What a process may have that freeze does not carry: each is refused by name, with exit code 3, and the program is unharmed.
+
+mod common;
+
+use common::{Program, build, cryopod, scratch, skipped, state, stderr};
+use nix::sys::signal::Signal;
+use std::path::PathBuf;
+use std::process::Output;
+
+/// A program that has one thing that cannot be carried.
+struct Holder {
+    program: Program,
+    dir: tempfile::TempDir,
+}
+
+impl Holder {
+    /// None where this machine cannot have the thing.
+    fn of(thing: &str) -> Option<Self> {
+        let dir = scratch();
+        let mut program = Program::start(build::fixture("refused/one_of.c").arg(thing).current_dir(dir.path()));
+        let line = program.wait_for(|line| line == "READY" || line.starts_with("SKIP "));
+        if let Some(why) = line.strip_prefix("SKIP ") {
+            skipped(why);
+            return None;
+        }
+        Some(Holder { program, dir })
+    }
+
+    fn image(&self) -> PathBuf {
+        self.dir.path().join("app.img")
+    }
+
+    fn freeze(&self) -> Output {
+        cryopod(&[&"freeze", &self.program.pid.to_string(), &"-o", &self.image()])
+    }
+}
+
+/// Refused with all these words, and nothing else is different afterwards.
+fn refused(thing: &str, words: &[&str]) {
+    let Some(holder) = Holder::of(thing) else { return };
+    let freeze = holder.freeze();
+    let said = stderr(&freeze);
+    assert_eq!(freeze.status.code(), Some(3), "{said}");
+    assert!(said.contains(&format!("pid {}: ", holder.program.pid)), "{said}");
+    for word in words {
+        assert!(said.contains(word), "{word:?} is not in: {said}");
+    }
+    assert!(!holder.image().exists());
+    assert_ne!(state(holder.program.pid), Some('T'), "the program was left stopped");
+    holder.program.signal(Signal::SIGUSR1);
+    holder.program.expect_pass();
+}
+
+macro_rules! refused {
+    ($($name:ident: $thing:literal, $($word:literal),+;)+) => {
+        $(#[test]
+        fn $name() {
+            refused($thing, &[$($word),+]);
+        })+
+    };
+}
+
+refused! {
+    system_v_shared_memory: "sysv", "mapping ", "/SYSV", "System V shared memory", "shmdt";
+    huge_pages: "hugetlb", "huge pages";
+    memory_served_by_userfaultfd: "userfault", "mapping ", "userfaultfd";
+    an_io_uring: "uring", "io_uring";
+    an_asynchronous_queue: "aio", "asynchronous";
+    memory_of_performance_events: "perf", "mapping ", "cannot be carried";
+    secret_memory: "secret", "secret memory";
+    sealed_memory: "sealed", "mapping ", "mseal";
+    denied_writable_code: "mdwe", "PR_SET_MDWE";
+    a_seccomp_filter: "seccomp", "seccomp", "start the program without";
+    a_mapping_of_a_deleted_file: "deleted", "mapping ", "was deleted", "restart the program";
+    a_mapping_of_a_replaced_file: "replaced", "mapping ", "another file has its name", "restart the program";
+    a_deleted_working_directory: "directory", "working directory", "was deleted";
+    a_thread_with_its_own_descriptors: "own_table", "thread ", "its table of descriptors";
+    a_zombie_child: "zombie", "child ", "has ended";
+    a_tracer: "tracer", "is traced by it", "child ";
+    another_namespace: "namespaces", "namespace", "nsenter";
+    half_a_vdso: "no_vdso", "[vdso]", "not mapped as the kernel maps it";
+    a_socket: "socket", "fd ", "socket";
+    a_posix_lock: "posix_lock", "fd ", "lock";
+    a_lock_of_a_file: "flock", "fd ", "lock";
+}
+
+#[test]
+fn a_dry_run_tells_all_refusals_at_once() {
+    let Some(holder) = Holder::of("sysv") else { return };
+    let dry = cryopod(&[&"freeze", &holder.program.pid.to_string(), &"--dry-run"]);
+    assert_eq!(dry.status.code(), Some(3), "{}", stderr(&dry));
+    assert!(stderr(&dry).contains("System V"), "{}", stderr(&dry));
+    holder.program.signal(Signal::SIGUSR1);
+    holder.program.expect_pass();
+}
+
+#[test]
+fn several_pids_are_refused_in_a_sentence() {
+    let freeze = cryopod(&[&"freeze", &"1", &"2", &"-o", &"app.img"]);
+    assert_ne!(freeze.status.code(), Some(0));
+    assert!(stderr(&freeze).contains("several processes"), "{}", stderr(&freeze));
+}
