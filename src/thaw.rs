@@ -81,6 +81,9 @@ impl Source {
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
 pub fn thaw(source: Source, options: &Options, progress: Progress<'_>) -> Result<Thawed> {
+    if !options.detach {
+        foreground::hold_signals_but_aborts()?;
+    }
     let owner = trust::owner(&source)?;
     let input: Box<dyn Read + Send> = match source {
         Source::File { file, .. } => Box::new(file),

@@ -146,9 +146,10 @@ impl Entry {
     }
 }
 
+/// Runs ascend, but PAGEMAP_SCAN may report the page before a huge page's boundary twice (seen on Linux 6.18).
 fn append(list: &mut Vec<(u64, u64)>, start: u64, end: u64) {
     match list.last_mut() {
-        Some(last) if last.1 == start => last.1 = end,
+        Some(last) if last.1 >= start => last.1 = last.1.max(end),
         _ => list.push((start, end)),
     }
 }
@@ -284,5 +285,14 @@ mod tests {
             ),
             entries
         );
+    }
+
+    #[test]
+    fn a_page_that_is_reported_twice_is_there_once() {
+        let mut runs = Vec::new();
+        for (start, end) in [(0x1000, 0x3000), (0x2000, 0x3000), (0x3000, 0x4000), (0x8000, 0x9000)] {
+            append(&mut runs, start, end);
+        }
+        assert_eq!(runs, [(0x1000, 0x4000), (0x8000, 0x9000)]);
     }
 }

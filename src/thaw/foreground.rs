@@ -37,6 +37,16 @@ fn passing() -> SigSet {
     set
 }
 
+/// Signals that end a thaw which has not let the program go yet.
+const ABORT: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+
+/// While the program is rebuilt, signals for it wait, but for those that users abort a command with.
+pub fn hold_signals_but_aborts() -> Result<()> {
+    let mut set = passing();
+    ABORT.into_iter().for_each(|signal| set.remove(signal));
+    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), None).context("block signals")
+}
+
 /// From here on signals for the program wait in our queue until [`follow`] passes them on. Call before the program goes on.
 pub fn hold_signals() -> Result<()> {
     let mut set = passing();

@@ -101,7 +101,7 @@ impl Program {
     pub fn thaw_by(command: &mut Command, pid: i32, stdin: Stdio) -> Self {
         let mut program = Program::start_reading(command, stdin);
         let deadline = Instant::now() + PATIENCE;
-        while parent(pid) != Some(program.child.id() as i32) {
+        while parent(pid) != Some(program.child.id() as i32) || !runs_by_itself(pid) {
             if let Some(status) = program.child.try_wait().expect("our own child can be waited for") {
                 panic!("thaw ended with {status} before process {pid} ran: {}", program.output);
             }
@@ -189,6 +189,13 @@ pub fn status(pid: i32, name: &str) -> Option<String> {
 /// The letter of the process's state (proc_pid_status(5)): `T` is stopped.
 pub fn state(pid: i32) -> Option<char> {
     status(pid, "State")?.chars().next()
+}
+
+/// Before a thaw traces the process it is a copy of thaw, and after that it is traced until it is let go.
+fn runs_by_itself(pid: i32) -> bool {
+    let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    exe != Path::new(CRYOPOD) && status.lines().any(|line| line == "TracerPid:\t0")
 }
 
 fn parent(pid: i32) -> Option<i32> {
