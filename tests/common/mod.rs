@@ -194,8 +194,14 @@ pub fn state(pid: i32) -> Option<char> {
 /// Before a thaw traces the process it is a copy of thaw, and after that it is traced until it is let go.
 fn runs_by_itself(pid: i32) -> bool {
     let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let status = status(pid).unwrap_or_default();
     exe != Path::new(CRYOPOD) && status.lines().any(|line| line == "TracerPid:\t0")
+}
+
+/// The name in it need not be UTF-8.
+fn status(pid: i32) -> Option<String> {
+    let bytes = std::fs::read(format!("/proc/{pid}/status")).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn parent(pid: i32) -> Option<i32> {
