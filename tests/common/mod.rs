@@ -179,11 +179,11 @@ pub fn exists(pid: i32) -> bool {
 
 /// A line of /proc/PID/status.
 pub fn status(pid: i32, name: &str) -> Option<String> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status
+    let bytes = std::fs::read(format!("/proc/{pid}/status")).ok()?; // a name need not be UTF-8
+    let line = String::from_utf8_lossy(&bytes)
         .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    Some(line.trim().to_owned())
+        .find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim().to_owned()))?;
+    Some(line)
 }
 
 /// The letter of the process's state (proc_pid_status(5)): `T` is stopped.
@@ -194,14 +194,7 @@ pub fn state(pid: i32) -> Option<char> {
 /// Before a thaw traces the process it is a copy of thaw, and after that it is traced until it is let go.
 fn runs_by_itself(pid: i32) -> bool {
     let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-    let status = status(pid).unwrap_or_default();
-    exe != Path::new(CRYOPOD) && status.lines().any(|line| line == "TracerPid:\t0")
-}
-
-/// The name in it need not be UTF-8.
-fn status(pid: i32) -> Option<String> {
-    let bytes = std::fs::read(format!("/proc/{pid}/status")).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
+    exe != Path::new(CRYOPOD) && status(pid, "TracerPid").as_deref() == Some("0")
 }
 
 fn parent(pid: i32) -> Option<i32> {
