@@ -13,6 +13,7 @@ use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use watched::{Watched, freeze_and_ask};
 
@@ -21,34 +22,99 @@ const FREEZE_THIS: &str = "CRYOPOD_TEST_FREEZE_THIS";
 
 #[test]
 fn threads_in_many_calls_survive_100_dead_freezers() {
-    survives(build::fixture("freezer/watched.c"), 100);
+    survives(build::fixture("freezer/watched.c"), 60, 40);
 }
 
 #[test]
 fn a_static_program_survives_60_dead_freezers() {
-    survives(build::fixture("freezer/watched_static.c"), 60);
+    survives(build::fixture("freezer/watched_static.c"), 30, 30);
 }
 
 #[test]
 fn a_python_program_survives_60_dead_freezers() {
-    survives(build::fixture("freezer/watched.py"), 60);
+    survives(build::fixture("freezer/watched.py"), 30, 30);
 }
 
 #[test]
 fn a_storm_of_signals_survives_80_dead_freezers() {
-    survives(build::fixture("freezer/signalled.c"), 80);
+    survives(build::fixture("freezer/signalled.c"), 50, 30);
 }
 
-fn survives(program: Command, deaths: u32) {
+#[test]
+fn a_critical_section_of_rseq_survives_30_dead_freezers() {
+    survives(build::fixture("freezer/rseq.c"), 30, 0);
+}
+
+/// `in_loans`: freezers that do little but borrow registers; `commands`: whole `cryopod freeze`s.
+fn survives(program: Command, in_loans: u32, commands: u32) {
     let target = Watched::start(program);
     let maps = target.maps();
-    for death in 0..deaths {
+    for death in 0..in_loans {
         kill_a_freezer_of(target.pid());
-        target.assert_unharmed(&format!("after death {death}"));
+        target.assert_unharmed(&format!("after death {death} in loans"));
+    }
+    for death in 0..commands {
+        end_a_command(target.pid(), Signal::SIGKILL);
+        target.assert_unharmed(&format!("after death {death} of a command"));
     }
     freeze_and_ask(target.pid());
     target.assert_unharmed("after a last, whole freeze");
     assert_eq!(target.maps(), maps, "something of a freezer stays mapped");
+}
+
+#[test]
+fn a_stopped_program_stays_stopped_when_its_freezer_dies() {
+    let target = Watched::start(build::fixture("freezer/watched.c"));
+    kill(target.pid(), Signal::SIGSTOP).expect("a signal");
+    for _ in 0..20 {
+        kill_a_freezer_of(target.pid());
+        target.wait_for_state('T');
+    }
+    kill(target.pid(), Signal::SIGCONT).expect("a signal");
+    target.assert_unharmed("after SIGCONT");
+}
+
+#[test]
+fn freezers_that_other_signals_end_harm_nobody() {
+    let target = Watched::start(build::fixture("freezer/watched.c"));
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+        Signal::SIGSEGV,
+        Signal::SIGPIPE,
+    ] {
+        for _ in 0..4 {
+            end_a_command(target.pid(), signal);
+            target.assert_unharmed(&format!("after {signal}"));
+        }
+    }
+}
+
+/// One whole freeze, ended by a signal at some moment, or complete before. It leaves a complete image or nothing.
+fn end_a_command(pid: Pid, signal: Signal) {
+    let dir = tempfile::tempdir().expect("a directory for the image");
+    let image = dir.path().join("app.img");
+    let mut freezer = Command::new(env!("CARGO_BIN_EXE_cryopod"))
+        .args(["freeze", "--leave-running", "--no-sync", "-q", "-o"])
+        .arg(&image)
+        .arg(pid.to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("a freezer starts");
+    std::thread::sleep(Duration::from_micros(random_below(80_000)));
+    kill(Pid::from_raw(freezer.id() as i32), signal).expect("a signal");
+    let status = freezer.wait().expect("wait for the freezer");
+    let left: Vec<_> = std::fs::read_dir(dir.path()).expect("its directory").collect();
+    if status.success() {
+        assert_eq!(left.len(), 1);
+    }
+    for entry in left {
+        assert_eq!(entry.expect("an entry").path(), image);
+        cryopod::image::read::Reader::open(std::fs::File::open(&image).expect("the image")).expect("a whole image");
+    }
 }
 
 /// The freezer, in a process of its own: does nothing unless it is asked to by [`kill_a_freezer_of`].

@@ -58,6 +58,18 @@ impl Watched {
         });
     }
 
+    pub fn wait_for_state(&self, state: char) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("its stat");
+            if stat.contains(&format!(") {state} ")) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not {state}: {stat}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     fn threads(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("its threads");
         entries.map(|thread| thread.expect("a thread").path()).collect()
