@@ -349,3 +349,40 @@ fn a_worker_of_io_uring_is_refused() {
     assert!(refusal.contains("uses io_uring"), "{refusal}");
     wait_for_state(target.pid(), 'S');
 }
+
+#[test]
+fn without_a_vdso_the_way_home_lies_in_the_tail_of_a_file_mapping() {
+    let target = Target::start(build::fixture("freezer/no_vdso.c"));
+    wait_for_state(target.pid(), 'S');
+    for _ in 0..3 {
+        freeze_and_ask(target.pid());
+        wait_for_state(target.pid(), 'S');
+    }
+}
+
+#[test]
+fn a_short_vfork_is_waited_for() {
+    let mut command = build::fixture("freezer/long_vfork.c");
+    command.arg("1");
+    let target = Target::start(command);
+    wait_for_state(target.pid(), 'D');
+    let process = seize(target.pid()).expect("it can be seized in the end");
+    assert_eq!(process.children().expect("children").len(), 1);
+    process.resume().expect("it goes on");
+}
+
+#[test]
+fn a_parent_in_a_long_vfork_is_left_alone() {
+    let mut command = build::fixture("freezer/long_vfork.c");
+    command.arg("9");
+    let target = Target::start(command);
+    wait_for_state(target.pid(), 'D');
+    let pid = target.pid();
+    // The kernel lets go of what cannot stop when its tracer, a thread, ends.
+    let error = std::thread::spawn(move || seize(pid).expect_err("it cannot stop").to_string()).join();
+    let error = error.expect("an error");
+    assert!(error.contains("did not stop within 5 s: it waits in vfork"), "{error}");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+    assert!(status.contains("TracerPid:\t0\n"), "{status}");
+    wait_for_state(pid, 'S');
+}

@@ -25,7 +25,7 @@ use anyhow::{Context, Result};
 
 use crate::fd::{self, SharedObjects};
 use crate::image::state::{PosixTimer, SharedObject};
-use crate::tracer::{ProcessMemory, StoppedProcess};
+use crate::tracer::StoppedProcess;
 use asked::Answers;
 use objects::Finder;
 use pagemap::Scanner;
@@ -71,7 +71,7 @@ pub fn collect(process: &mut StoppedProcess, tracees: Vec<Relative>) -> Result<C
     let (objects, files) = shared.into_parts();
     let facts = Facts {
         pid: process.pid().as_raw(),
-        host: process::host(&vdso(&mappings, process.memory())?)?,
+        host: process::host(&vdso(&mappings, process)?)?,
         clocks,
         process: process_facts(process, &dir, answers, timers)?,
         surroundings: surroundings(process, tracees, threads[0].foreign_namespaces.clone())?,
@@ -143,12 +143,16 @@ fn kernel_areas() -> Result<Vec<Area>> {
     Ok(areas)
 }
 
-fn vdso(mappings: &[Mapping], memory: &ProcessMemory) -> Result<Vec<u8>> {
+fn vdso(mappings: &[Mapping], process: &StoppedProcess) -> Result<Vec<u8>> {
     let Some(Mapping { area, .. }) = mappings.iter().find(|mapping| mapping.area.name == b"[vdso]") else {
         return Ok(Vec::new());
     };
     let mut bytes = vec![0; area.len() as usize];
-    memory.read_at(area.start, &mut bytes).context("read [vdso]")?;
+    process
+        .memory()
+        .read_at(area.start, &mut bytes)
+        .context("read [vdso]")?;
+    process.blank_left_behind(area.start, &mut bytes);
     Ok(bytes)
 }
 

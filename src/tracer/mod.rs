@@ -2,6 +2,7 @@
 //!
 //! All requests for a task must come from the thread that seized it (ptrace(2)).
 
+mod elf;
 mod error;
 mod loan;
 mod memory;

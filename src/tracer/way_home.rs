@@ -1,13 +1,18 @@
 //! Where the way home lies in a target: bytes of an executable private page that nobody reads, in slots of fixed size.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
+use nix::fcntl::OFlag;
+use nix::unistd::Pid;
+
+use super::elf::{Elf, Segment};
 use super::proc::ProcDir;
 use super::{Error, ProcessMemory, Result};
 use crate::arch::{SLOT_LEN, Slot};
-use nix::unistd::Pid;
 
-/// Dead bytes of an executable page: after the last section of [vdso], or after the end of a mapped file.
+/// Dead bytes of an executable page: after the last section of [vdso], or after the segment of a mapped file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DeadBytes {
     start: u64,
@@ -83,6 +88,19 @@ impl DeadBytes {
         Ok(slots)
     }
 
+    /// Zeros instead of slots that were left behind in `bytes`, which were read from `start` on.
+    pub fn blank_left_behind(&self, start: u64, bytes: &mut [u8]) {
+        let slots = self
+            .start
+            .checked_sub(start)
+            .and_then(|at| bytes.get_mut(at as usize..));
+        for slot in slots.unwrap_or_default().chunks_exact_mut(SLOT_LEN) {
+            if Slot::left_behind(slot).is_some() {
+                slot.fill(0);
+            }
+        }
+    }
+
     /// The slot after the newest that was left behind: a signal frame of the target may still point into an older one.
     pub fn choose(&self, memory: &ProcessMemory) -> io::Result<FreeSlot> {
         let slots = self.read_slots(memory)?;
@@ -122,31 +140,18 @@ fn vdso_base(auxv: &[u8]) -> Option<u64> {
         .map(|pair| pair[1])
 }
 
-/// After the section headers and every PT_LOAD, up to the end of that page. The kernel maps the vDSO as whole pages, filled with zeros.
+/// After the section headers and every segment, up to the end of that page. The kernel maps the vDSO as whole pages, filled with zeros.
 fn dead_tail(base: u64, memory: &ProcessMemory) -> io::Result<Option<(u64, u64)>> {
-    let mut header = [0; 64];
-    memory.read_at(base, &mut header)?;
-    if !header.starts_with(b"\x7fELF\x02") {
-        return Ok(None);
-    }
-    let half = |at: usize| u64::from(u16::from_ne_bytes([header[at], header[at + 1]]));
-    // Elf64_Ehdr: e_phoff, e_shoff, then e_phentsize, e_phnum, e_shentsize, e_shnum (elf(5)).
-    let (program_headers, section_headers) = (word(&header, 32), word(&header, 40));
-    let mut end = section_headers + half(58) * half(60);
-    for i in 0..half(56) {
-        let mut entry = [0; 56];
-        memory.read_at(base + program_headers + i * half(54), &mut entry)?;
-        // Elf64_Phdr: p_type 1 is PT_LOAD; p_offset, p_filesz.
-        if entry[0] == 1 {
-            end = end.max(word(&entry, 8) + word(&entry, 32));
-        }
-    }
-    let start = base + end.next_multiple_of(16);
-    Ok(Some((start, start.next_multiple_of(PAGE))))
-}
-
-fn word(bytes: &[u8], at: usize) -> u64 {
-    u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes are eight"))
+    let elf = Elf::read(|at, buffer| memory.read_at(base.saturating_add(at), buffer))?;
+    Ok(elf.map(|elf| {
+        let last = elf
+            .segments
+            .iter()
+            .map(Segment::end)
+            .fold(elf.section_headers_end, u64::max);
+        let start = base + last.next_multiple_of(16);
+        (start, start.next_multiple_of(PAGE))
+    }))
 }
 
 /// One line of /proc/PID/maps, as far as it matters here.
@@ -169,31 +174,47 @@ fn maps_range(line: &str) -> Option<Range> {
     })
 }
 
-/// The rest of the last page of a private r-x mapping of a file that ends in that page.
+/// The rest of the last page of a private r-x mapping, after the segment that it maps. Linkers begin the next segment on a page of its
+/// own, so that these bytes are zeros, in the file or beyond its end.
 fn file_tail(line: &str, proc: &ProcDir) -> Option<DeadBytes> {
     let range = maps_range(line)?;
     let fields: Vec<&str> = line.split_whitespace().collect();
-    let (perms, offset, inode) = (*fields.get(1)?, fields.get(2)?, fields.get(4)?);
-    if perms != "r-xp" || *inode == "0" {
+    if *fields.get(1)? != "r-xp" {
         return None;
     }
-    let offset = u64::from_str_radix(offset, 16).ok()?;
-    let name = line.split_whitespace().next()?;
-    // The mapping itself leads to its file, also where that was deleted or lies in another mount namespace.
-    let size = proc
-        .open_file(&format!("map_files/{name}"), nix::fcntl::OFlag::O_PATH)
-        .ok()?
-        .metadata()
-        .ok()?
-        .len();
-    let file_end = range.start + size.checked_sub(offset)?;
+    let offset = u64::from_str_radix(fields.get(2)?, 16).ok()?;
+    let file = mapped_file(proc, line)?;
+    let elf = Elf::read(|at, buffer| file.read_exact_at(buffer, at)).ok()??;
+    let segment = elf.segments.iter().find(|segment| {
+        let mapped = segment.offset / PAGE * PAGE..segment.end();
+        segment.executable && mapped.contains(&offset)
+    })?;
+    let segment_end = range.start + (segment.end() - offset);
     let last_page = range.end - PAGE;
-    (last_page < file_end && file_end < range.end)
+    (last_page < segment_end && segment_end < range.end)
         .then(|| DeadBytes {
-            start: file_end.next_multiple_of(16),
+            start: segment_end.next_multiple_of(16),
             end: range.end,
         })
         .filter(|dead| dead.slots() > 0)
+}
+
+/// The mapping itself leads to its file, also where that was deleted; to follow it takes CAP_CHECKPOINT_RESTORE. Else the path may do,
+/// as the process sees it.
+fn mapped_file(proc: &ProcDir, line: &str) -> Option<File> {
+    let range = line.split_whitespace().next()?;
+    let inode = line.split_whitespace().nth(4)?;
+    let file = proc
+        .open_file(&format!("map_files/{range}"), OFlag::O_RDONLY)
+        .or_else(|_denied| {
+            let path = line.find('/').map_or("", |at| &line[at..]);
+            proc.open_file(
+                &format!("root{path}"),
+                OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK,
+            )
+        })
+        .ok()?;
+    (file.metadata().ok()?.ino().to_string() == inode).then_some(file)
 }
 
 /// Whether a page that a killed freezer's loan was to map is there and is ours: alone, anonymous, with our mark or untouched.
