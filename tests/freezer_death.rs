@@ -17,6 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use watched::{Watched, freeze_and_ask};
 
+const CRYOPOD: &str = env!("CARGO_BIN_EXE_cryopod");
 /// Names the target in the environment of a freezer: this test program once more, which only freezes, over and over.
 const FREEZE_THIS: &str = "CRYOPOD_TEST_FREEZE_THIS";
 
@@ -74,6 +75,40 @@ fn a_stopped_program_stays_stopped_when_its_freezer_dies() {
     target.assert_unharmed("after SIGCONT");
 }
 
+/// What a dead freezer left in the target neither stands against a freeze nor goes with it.
+#[test]
+fn a_program_whose_freezers_died_is_frozen_and_thawed() {
+    let mut target = Watched::start(build::fixture("freezer/watched.c"));
+    for _ in 0..20 {
+        kill_a_freezer_of(target.pid());
+    }
+    let dir = tempfile::tempdir().expect("a directory for the image");
+    let image = dir.path().join("app.img");
+    run(Command::new(CRYOPOD)
+        .args(["freeze", "-q", &target.pid().to_string(), "-o"])
+        .arg(&image));
+    target.child.wait().expect("its end");
+    run(Command::new(CRYOPOD).args(["thaw", "-q", "-d"]).arg(&image));
+    let thawed = Thawed(target.pid());
+    target.assert_unharmed("after its thaw");
+    drop(thawed);
+}
+
+/// A process that is nobody's child, with the pid that it had. Killed when dropped.
+struct Thawed(Pid);
+
+impl Drop for Thawed {
+    fn drop(&mut self) {
+        let _ended_already = kill(self.0, Signal::SIGKILL);
+    }
+}
+
+/// Its output goes where ours goes: a thawed program keeps it open.
+fn run(command: &mut Command) {
+    let status = command.stdin(Stdio::null()).status().expect("cryopod starts");
+    assert!(status.success(), "{command:?}: {status}");
+}
+
 #[test]
 fn freezers_that_other_signals_end_harm_nobody() {
     let target = Watched::start(build::fixture("freezer/watched.c"));
@@ -96,7 +131,7 @@ fn freezers_that_other_signals_end_harm_nobody() {
 fn end_a_command(pid: Pid, signal: Signal) {
     let dir = tempfile::tempdir().expect("a directory for the image");
     let image = dir.path().join("app.img");
-    let mut freezer = Command::new(env!("CARGO_BIN_EXE_cryopod"))
+    let mut freezer = Command::new(CRYOPOD)
         .args(["freeze", "--leave-running", "--no-sync", "-q", "-o"])
         .arg(&image)
         .arg(pid.to_string())
