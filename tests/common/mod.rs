@@ -100,6 +100,7 @@ impl Program {
     /// Runs a `cryopod thaw` that stays in the foreground, and waits until `pid` is there again.
     pub fn thaw_by(command: &mut Command, pid: i32, stdin: Stdio) -> Self {
         let mut program = Program::start_reading(command, stdin);
+        program.pid = pid;
         let deadline = Instant::now() + PATIENCE;
         while parent(pid) != Some(program.child.id() as i32) || !runs_by_itself(pid) {
             if let Some(status) = program.child.try_wait().expect("our own child can be waited for") {
@@ -108,7 +109,6 @@ impl Program {
             assert!(Instant::now() < deadline, "thaw does not get on: {}", program.output);
             std::thread::sleep(Duration::from_millis(2));
         }
-        program.pid = pid;
         program
     }
 
