@@ -386,3 +386,37 @@ fn a_parent_in_a_long_vfork_is_left_alone() {
     assert!(status.contains("TracerPid:\t0\n"), "{status}");
     wait_for_state(pid, 'S');
 }
+
+#[test]
+fn a_waiting_signal_is_delivered_before_a_loan() {
+    let target = Target::start(build::fixture("freezer/known.c"));
+    let handler: u64 = target
+        .line
+        .split_whitespace()
+        .nth(2)
+        .expect("its handler")
+        .parse()
+        .expect("a number");
+    wait_for_state(target.pid(), 'S');
+    let mut process = seize(target.pid()).expect("it can be seized");
+    kill(target.pid(), Signal::SIGUSR2).expect("a signal");
+    ask(&mut process, 0).expect("it answers");
+    assert_eq!(process.threads()[0].regs().pc(), handler);
+    process.resume().expect("it goes on");
+    wait_for_state(target.pid(), 'S');
+    freeze_and_ask(target.pid());
+}
+
+#[test]
+fn a_signal_that_waits_for_sigcont_is_not_delivered_early() {
+    let target = Target::start(build::fixture("freezer/known.c"));
+    for signal in [Signal::SIGSTOP, Signal::SIGTERM] {
+        kill(target.pid(), signal).expect("a signal");
+        wait_for_state(target.pid(), 'T');
+    }
+    let mut process = seize(target.pid()).expect("it can be seized");
+    let error = Remote::borrow(&mut process, 0).expect_err("no loan").to_string();
+    assert!(error.contains("wait until SIGCONT"), "{error}");
+    drop(process);
+    wait_for_state(target.pid(), 'T');
+}

@@ -10,8 +10,9 @@ use nix::unistd::Pid;
 
 use super::pin::Pinned;
 use super::proc::Status;
-use super::process::{StoppedProcess, StoppedThread};
+use super::process::StoppedProcess;
 use super::seize::adopt;
+use super::thread::StoppedThread;
 use super::way_home::{DeadBytes, FreeSlot, MARK, is_left_page};
 use super::{Error, ProcessMemory, Result, Resume, Stop};
 use crate::arch::{CALL_AT, RESULTS_AT, SLOT_LEN, Slot};

@@ -2,6 +2,7 @@
 //!
 //! All requests for a task must come from the thread that seized it (ptrace(2)).
 
+mod before_stop;
 mod elf;
 mod error;
 mod loan;
@@ -12,15 +13,19 @@ mod process;
 mod refuse;
 mod release;
 mod remote;
+mod rseq;
 mod seize;
 mod task;
+mod thread;
 mod wait;
 mod way_home;
 
+pub use before_stop::BeforeStop;
 pub use error::{Error, Result};
 pub use memory::ProcessMemory;
-pub use process::{BeforeStop, StoppedProcess, StoppedThread};
+pub use process::StoppedProcess;
 pub use remote::Remote;
 pub use seize::seize;
 pub use task::{Resume, Running, Stopped, seize_options};
+pub use thread::StoppedThread;
 pub use wait::{Stop, Waited, wait_for};

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use nix::unistd::Pid;
 
+use super::before_stop::{BeforeStop, sched_clock};
 use super::proc::ProcDir;
-use super::process::{BeforeStop, StoppedProcess, StoppedThread, sched_clock};
+use super::process::StoppedProcess;
 use super::refuse::{self, Candidate};
+use super::thread::StoppedThread;
 use super::way_home::DeadBytes;
 use super::{Error, ProcessMemory, Result, Resume, Running, Stop, Stopped, seize_options};
 use crate::refusal::Refused;

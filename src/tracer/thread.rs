@@ -1,0 +1,194 @@
+//! A thread in ptrace-stop, and what ptrace(2) alone can tell of it.
+
+use std::io;
+
+use nix::unistd::Pid;
+
+use super::before_stop::BeforeStop;
+use super::rseq::{self, RSEQ_CS_AT};
+use super::{Error, ProcessMemory, Result, Stopped};
+use crate::arch::{self, Registers};
+use crate::image::state::{RegSet, RobustList, Rseq, SigInfo};
+
+/// A thread in ptrace-stop.
+#[derive(Debug)]
+pub struct StoppedThread {
+    pub(super) task: Stopped,
+    /// As the thread has them in its stop; a loan gives them back.
+    pub(super) regs: Registers,
+    pub(super) rseq: Option<Rseq>,
+    pub before_stop: BeforeStop,
+}
+
+impl StoppedThread {
+    pub(super) fn look(task: Stopped, before_stop: BeforeStop, memory: &ProcessMemory) -> Result<Self> {
+        let regs = task.regs()?;
+        let rseq = rseq::registration(&task, memory)?;
+        let mut thread = StoppedThread {
+            task,
+            regs,
+            rseq,
+            before_stop,
+        };
+        thread.reissue_what_only_we_interrupted()?;
+        Ok(thread)
+    }
+
+    /// Reads again what a signal handler's start changes.
+    pub(super) fn refresh(&mut self, memory: &ProcessMemory) -> Result<()> {
+        self.regs = self.task.regs()?;
+        self.rseq = rseq::registration(&self.task, memory)?;
+        self.reissue_what_only_we_interrupted()
+    }
+
+    /// epoll_wait(2) and its like return EINTR though no handler ran. A call that shows EINTR here is still on its way out of the
+    /// kernel, so that it can be issued again; done at once, it holds even if we are killed. Should a handler be pending, the call
+    /// still gives EINTR (ERESTARTNOHAND, arch_do_signal_or_restart()). Its timeout counts anew.
+    fn reissue_what_only_we_interrupted(&mut self) -> Result<()> {
+        if self.regs.interrupted() == Some(arch::Interrupted::Fails)
+            && self.regs.syscall_number().is_some_and(arch::may_be_reissued)
+        {
+            self.regs.reissue();
+            self.task.set_regs(&self.regs)?;
+        }
+        Ok(())
+    }
+
+    pub fn tid(&self) -> Pid {
+        self.task.tid()
+    }
+
+    /// The general registers. A call it was caught in shows as -ERESTART… with its number ([`Registers::interrupted`]).
+    pub fn regs(&self) -> &Registers {
+        &self.regs
+    }
+
+    /// NT_PRSTATUS and all other register sets of this architecture, raw.
+    pub fn regsets(&self) -> Result<Vec<RegSet>> {
+        let general = RegSet {
+            note: libc::NT_PRSTATUS as u32,
+            data: self.regs.as_bytes().to_vec(),
+        };
+        let mut regsets = vec![general];
+        for &note in arch::REGSETS {
+            regsets.push(RegSet {
+                note,
+                data: self.task.regset(note)?,
+            });
+        }
+        Ok(regsets)
+    }
+
+    /// The signal mask; inside sigsuspend(2), ppoll(2) and their like the one that they put back.
+    pub fn sigmask(&self) -> Result<u64> {
+        self.task.sigmask()
+    }
+
+    /// Signals in the thread's own queue.
+    pub fn pending(&self) -> Result<Vec<SigInfo>> {
+        self.peek_signals(0)
+    }
+
+    /// Signals in the queue of the process; the same from each of its threads.
+    pub fn shared_pending(&self) -> Result<Vec<SigInfo>> {
+        self.peek_signals(libc::PTRACE_PEEKSIGINFO_SHARED)
+    }
+
+    /// PTRACE_PEEKSIGINFO (ptrace(2)).
+    fn peek_signals(&self, flags: u32) -> Result<Vec<SigInfo>> {
+        const BATCH: usize = 32;
+        const SIGINFO_LEN: usize = size_of::<libc::siginfo_t>();
+        let mut found = Vec::new();
+        loop {
+            let args = libc::ptrace_peeksiginfo_args {
+                off: found.len() as u64,
+                flags,
+                nr: BATCH as i32,
+            };
+            let mut buffer = [0u8; BATCH * SIGINFO_LEN];
+            let (from, to) = ((&raw const args) as usize, buffer.as_mut_ptr() as usize);
+            let count = self
+                .task
+                .request(libc::PTRACE_PEEKSIGINFO, "PTRACE_PEEKSIGINFO", from, to)? as usize;
+            found.extend(
+                buffer
+                    .chunks_exact(SIGINFO_LEN)
+                    .take(count)
+                    .map(|info| SigInfo(info.to_vec())),
+            );
+            if count < BATCH {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// The rseq(2) registration, and the critical section the thread is in. None where there is no registration.
+    pub fn rseq(&self) -> Option<&Rseq> {
+        self.rseq.as_ref()
+    }
+
+    /// Whether system calls of the thread may be sent to the thread itself (prctl(2), PR_SET_SYSCALL_USER_DISPATCH). Before Linux 6.4
+    /// ptrace does not tell.
+    pub fn dispatches_system_calls(&self) -> Result<bool> {
+        const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
+        let name = "PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG";
+        let mut configuration = [0u64; 4]; // mode, selector, offset, len
+        let (size, to) = (size_of_val(&configuration), configuration.as_mut_ptr() as usize);
+        match self
+            .task
+            .request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, name, size, to)
+        {
+            Err(error) if error.errno() == Some(nix::Error::EIO) => Ok(false),
+            other => other.map(|_| configuration[0] != 0),
+        }
+    }
+
+    /// get_robust_list(2).
+    pub fn robust_list(&self) -> Result<Option<RobustList>> {
+        let (mut head, mut len) = (0u64, 0usize);
+        // SAFETY: the call writes one pointer and one size_t, both of which live here.
+        let rc = unsafe {
+            libc::syscall(
+                libc::SYS_get_robust_list,
+                self.tid().as_raw(),
+                &raw mut head,
+                &raw mut len,
+            )
+        };
+        nix::errno::Errno::result(rc).map_err(|errno| Error::request(self.tid(), "get_robust_list", errno))?;
+        Ok((head != 0).then_some(RobustList { head, len: len as u64 }))
+    }
+
+    /// Where the task would be once it ran: inside a critical section of rseq(2) the kernel sends it to the abort handler, as after
+    /// any preemption. For the way home, which the kernel does not know to be part of the section.
+    pub(super) fn home(&self, memory: &ProcessMemory) -> io::Result<Registers> {
+        let mut home = arch::as_resumed(&self.regs);
+        let Some(section) = self
+            .rseq
+            .map(|rseq| rseq.critical_section)
+            .filter(|&section| section != 0)
+        else {
+            return Ok(home);
+        };
+        // struct rseq_cs: version, flags (32 bits each), start_ip, post_commit_offset, abort_ip (include/uapi/linux/rseq.h).
+        let (start, len, abort) = (
+            memory.read_u64(section + 8)?,
+            memory.read_u64(section + 16)?,
+            memory.read_u64(section + 24)?,
+        );
+        if home.pc().wrapping_sub(start) < len {
+            home.set_pc(abort);
+        }
+        Ok(home)
+    }
+
+    /// Puts back the pointer to the critical section, which the kernel clears when a task runs elsewhere meanwhile.
+    pub(super) fn restore_rseq(&self, memory: &ProcessMemory) -> io::Result<()> {
+        match self.rseq {
+            Some(rseq) if rseq.critical_section != 0 => {
+                memory.write_at(rseq.addr + RSEQ_CS_AT, &rseq.critical_section.to_ne_bytes())
+            }
+            _ => Ok(()),
+        }
+    }
+}
