@@ -121,8 +121,13 @@ pub fn make_memfd(object: &SharedObject) -> Result<OwnedFd> {
     Ok(file)
 }
 
-/// Thaw side: the recorded seals (fcntl(2), "File Sealing").
-pub fn seal(file: &OwnedFd, object: &SharedObject) -> Result<()> {
+/// Thaw side, once the content is there: the recorded size, beyond which the last page was filled with zeros, and the
+/// recorded seals (fcntl(2), "File Sealing").
+pub fn finish(file: &OwnedFd, object: &SharedObject) -> Result<()> {
+    let size = i64::try_from(object.size).context("the size of shared memory")?;
+    if fstat(file).context("fstat")?.st_size != size {
+        ftruncate(file, size).with_context(|| format!("ftruncate of shared memory to {size} bytes"))?;
+    }
     let SharedKind::Memfd { name, seals, .. } = &object.kind else {
         return Ok(());
     };

@@ -191,7 +191,7 @@ fn watched(snapshot: &Snapshot) -> HashSet<usize> {
 /// `files` is what [`reopen`] returned, `shared` the objects.
 pub fn finish(snapshot: &Snapshot, files: &[OwnedFd], shared: &[OwnedFd]) -> Result<()> {
     for (file, object) in shared.iter().zip(&snapshot.shared_objects) {
-        shared::seal(file, object)?;
+        shared::finish(file, object)?;
     }
     for (index, (file, description)) in files.iter().zip(&snapshot.descriptions).enumerate() {
         let kind = AnyKind::decode(description)?;
