@@ -51,7 +51,7 @@ impl Look<'_> {
         } = known;
         let tid = stopped.tid().as_raw();
         let dir = self.dir.thread(tid)?;
-        let (regsets, timed_wait) = self.untangle(&dir, stopped)?;
+        let (regsets, timed_wait) = self.untangle(stopped)?;
         let thread = Thread {
             tid,
             name: name(&dir)?,
@@ -83,10 +83,10 @@ impl Look<'_> {
 
     /// The call that the thread was caught in, with the registers as they should be after a thaw: the restart block dies with the
     /// thread, so restart_syscall(2) becomes the call it stood for again, and one that waits for no time is plainly issued again.
-    fn untangle(&self, dir: &ProcDir, stopped: &StoppedThread) -> Result<(Vec<RegSet>, Option<TimedWait>)> {
+    fn untangle(&self, stopped: &StoppedThread) -> Result<(Vec<RegSet>, Option<TimedWait>)> {
         let mut regsets = stopped.regsets()?;
         let mut regs = *stopped.regs();
-        let caught = waits::caught_in(stopped, dir, self.process.stopped_at_ns(), self.process.memory());
+        let caught = waits::caught_in(stopped, self.process.stopped_at_ns(), self.process.memory());
         if let Some(caught) = &caught {
             regs.set_syscall_number(caught.number);
         }

@@ -9,10 +9,11 @@ use super::proc::ProcDir;
 pub struct BeforeStop {
     /// /proc/PID/wchan: the kernel function it waited in; "0" where it ran.
     pub wchan: String,
-    /// se.exec_start of /proc/PID/sched: when it last got on a CPU (or was last ticked), by the scheduler's clock.
+    /// se.exec_start of /proc/PID/sched: when it last got on a CPU (or was last ticked), by the scheduler's clock. Known of a
+    /// thread that slept on until the stop.
     pub exec_start_ns: Option<u64>,
     /// How often it gave up the CPU by itself (proc_pid_status(5)): whether it slept on until the stop.
-    pub voluntary_switches: Option<u64>,
+    voluntary_switches: Option<u64>,
 }
 
 impl BeforeStop {
@@ -22,9 +23,22 @@ impl BeforeStop {
         BeforeStop {
             wchan: proc.read_text(&format!("task/{tid}/wchan")).unwrap_or_default(),
             exec_start_ns: exec_start(&sched),
-            voluntary_switches: field(&sched, "nr_voluntary_switches").and_then(|count| count.parse().ok()),
+            voluntary_switches: voluntary_switches(&sched),
         }
     }
+
+    /// Called at the stop, before any loan: a thread that slept on has given up the CPU once since, for the stop.
+    pub(super) fn forget_ended_sleep(&mut self, proc: &ProcDir, tid: Pid) {
+        let sched = proc.read_text(&format!("task/{tid}/sched")).unwrap_or_default();
+        let switches = self.voluntary_switches.zip(voluntary_switches(&sched));
+        if !switches.is_some_and(|(then, now)| now <= then + 1) {
+            self.exec_start_ns = None;
+        }
+    }
+}
+
+fn voluntary_switches(sched: &str) -> Option<u64> {
+    field(sched, "nr_voluntary_switches")?.parse().ok()
 }
 
 /// The scheduler's clock now: our own se.exec_start, right after we were put on the CPU.

@@ -225,7 +225,8 @@ impl Seizure {
         self.run_out_of_old_slots(&memory)?;
         let mut threads = Vec::with_capacity(self.stopped.len());
         for task in self.stopped.drain(..) {
-            let before = self.before.remove(&task.tid()).unwrap_or_default();
+            let mut before = self.before.remove(&task.tid()).unwrap_or_default();
+            before.forget_ended_sleep(&self.proc, task.tid());
             threads.push(StoppedThread::look(task, before, &memory)?);
         }
         threads.sort_by_key(|thread| (thread.tid() != self.pid, thread.tid()));
