@@ -1,7 +1,8 @@
 //! Interval timers and POSIX timers, armed last with the time they had left.
 #![deny(unsafe_code)]
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use nix::time::{ClockId, clock_getres};
 
 use super::script::Script;
 use crate::image::state::{PosixTimer, Process, TimerTime};
@@ -92,7 +93,7 @@ pub fn arm(script: &mut Script<'_>, process: &Process) -> Result<()> {
         .enumerate()
         .filter(|(_, time)| is_armed(time))
     {
-        let time = itimerval(time);
+        let time = itimerval(&setting(which as i32, time)?);
         script.call(
             "setitimer",
             libc::SYS_setitimer,
@@ -100,6 +101,19 @@ pub fn arm(script: &mut Script<'_>, process: &Process) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// What to ask for so that the timer has its time left: setitimer(2) adds a tick to timers of CPU time (set_cpu_itimer(),
+/// kernel/time/itimer.c). The coarse clocks have the resolution of a tick.
+fn setting(which: i32, time: &TimerTime) -> Result<TimerTime> {
+    const ITIMER_REAL: i32 = 0;
+    if which == ITIMER_REAL {
+        return Ok(*time);
+    }
+    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).context("clock_getres")?;
+    let tick_ns = (tick.tv_sec() * 1_000_000_000 + tick.tv_nsec()).cast_unsigned();
+    let left_ns = time.left_ns.saturating_sub(tick_ns).max(1);
+    Ok(TimerTime { left_ns, ..*time })
 }
 
 fn is_armed(time: &TimerTime) -> bool {
