@@ -16,6 +16,18 @@ pub fn at_secure() -> bool {
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
+/// Sets FD_CLOEXEC on all our descriptors but the standard three: what is started later does not get them.
+pub fn close_others_at_exec() -> std::io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let fd = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
+        if let Some(fd) = fd.filter(|fd| *fd > 2) {
+            // SAFETY: F_SETFD changes a flag that only exec looks at; a number that is none (any more) gives EBADF.
+            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    Ok(())
+}
+
 /// Starts writing the dirty pages of a range of a file to the disk, without waiting (sync_file_range(2)).
 pub fn start_writeback(file: impl AsFd, offset: u64, len: u64) -> nix::Result<()> {
     let fd = file.as_fd().as_raw_fd();

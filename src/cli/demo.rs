@@ -5,6 +5,7 @@
 
 use super::style::{Colour, Style};
 use crate::probe::{Need, probe};
+use crate::sys;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{self, DirBuilder};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
@@ -25,6 +26,8 @@ const STEP: Duration = Duration::from_millis(100);
 
 pub fn run(_args: &Args) -> Result<ExitCode> {
     refuse_where_impossible()?;
+    // The counter is to have no descriptors that only happen to be ours.
+    sys::close_others_at_exec().context("keep our descriptors to ourselves")?;
     let dir = Scratch::make()?;
     let image = dir.0.join("counter.img");
     let mut stage = Stage::of_stdout();
