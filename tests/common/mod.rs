@@ -293,7 +293,7 @@ impl RoundTrip {
 
     /// Freezes and thaws the program `times` times before it checks itself.
     pub fn cycles(&self, times: usize) {
-        let Some(mut program) = self.ready() else { return };
+        let Some(mut program) = self.ready(times) else { return };
         let pid = program.pid;
         for n in 0..times {
             let image = self.dir.path().join(format!("{n}.img"));
@@ -305,7 +305,7 @@ impl RoundTrip {
 
     /// Freezes with `--leave-running`: nothing may happen to the original.
     pub fn left_running(&self) {
-        let Some(mut program) = self.ready() else { return };
+        let Some(mut program) = self.ready(1) else { return };
         program.freeze_with(&self.dir.path().join("running.img"), &["--leave-running"]);
         self.expect_pass(program);
     }
@@ -316,8 +316,9 @@ impl RoundTrip {
     }
 
     /// The program, ready; `None` where it says that this machine lacks something.
-    fn ready(&self) -> Option<Program> {
-        let mut program = Program::start((self.start)().current_dir(self.dir.path()));
+    fn ready(&self, freezes: usize) -> Option<Program> {
+        let mut command = (self.start)();
+        let mut program = Program::start(command.current_dir(self.dir.path()).env("FREEZES", freezes.to_string()));
         let line = program.wait_for(|line| line == "READY" || line.starts_with("SKIP "));
         match line.strip_prefix("SKIP ") {
             Some(why) => {
