@@ -248,7 +248,7 @@ fn the_answers_are_true() {
     let thread = &process.threads()[0];
     assert_eq!(thread.regs().syscall_number(), Some(libc::SYS_pause as u64));
     assert_eq!(thread.regs().result(), -514);
-    assert!(thread.robust_list().unwrap().is_some() && thread.before_stop.exec_start_ns < process.stopped_at_ns());
+    assert!(thread.robust_list().unwrap().is_some() && thread.before_stop.exec_start_ns.is_some());
 }
 
 #[test]

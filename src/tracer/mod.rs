@@ -3,6 +3,7 @@
 //! All requests for a task must come from the thread that seized it (ptrace(2)).
 
 mod before_stop;
+mod deadline;
 mod elf;
 mod error;
 mod loan;

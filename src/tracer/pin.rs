@@ -21,6 +21,11 @@ impl Pinned {
         }
         Pinned(Some(before))
     }
+
+    /// Whether we run on that CPU, and not where we were.
+    pub fn holds(&self) -> bool {
+        self.0.is_some()
+    }
 }
 
 impl Drop for Pinned {

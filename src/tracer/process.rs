@@ -22,7 +22,6 @@ pub struct StoppedProcess {
     pub(super) memory: ProcessMemory,
     /// The leader first.
     pub(super) threads: Vec<StoppedThread>,
-    pub(super) stopped_at_ns: Option<u64>,
     /// Where ways home are laid, once one was needed.
     pub(super) dead_bytes: Option<DeadBytes>,
     pub(super) not_send: PhantomData<*const ()>,
@@ -60,11 +59,6 @@ impl StoppedProcess {
             Stop::Interrupted { signal } if signal != libc::SIGTRAP => Some(signal),
             _ => None,
         })
-    }
-
-    /// The scheduler's clock when all were stopped, for [`BeforeStop::exec_start_ns`]. None without CONFIG_SCHED_DEBUG.
-    pub fn stopped_at_ns(&self) -> Option<u64> {
-        self.stopped_at_ns
     }
 
     /// Children of all its threads, ended ones that nobody waited for included.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use nix::unistd::Pid;
 
-use super::before_stop::{BeforeStop, sched_clock};
+use super::before_stop::{BeforeStop, SchedulerClocks};
 use super::proc::ProcDir;
 use super::process::StoppedProcess;
 use super::refuse::{self, Candidate};
@@ -84,7 +84,7 @@ impl Seizure {
         if stat.is_kernel_worker() {
             bail!(Refused::from(refuse::kernel_worker(self.pid, &stat)));
         }
-        let before = BeforeStop::read(&self.proc, tid);
+        let before = BeforeStop::read(&self.proc, tid, stat.processor);
         match Running::seize(tid, seize_options()) {
             Ok(running) => self.interrupt(running)?,
             Err(Error::Gone(_)) => return Ok(()),
@@ -224,22 +224,22 @@ impl Seizure {
         let memory = ProcessMemory::open(&self.proc).with_context(|| format!("open /proc/{}/mem", self.pid))?;
         self.run_out_of_old_slots(&memory)?;
         let mut threads = Vec::with_capacity(self.stopped.len());
+        let mut clocks = SchedulerClocks::default();
         for task in self.stopped.drain(..) {
-            let mut before = self.before.remove(&task.tid()).unwrap_or_default();
-            before.forget_ended_sleep(&self.proc, task.tid());
-            threads.push(StoppedThread::look(task, before, &memory)?);
+            let before = self.before.remove(&task.tid()).unwrap_or_default();
+            let mut thread = StoppedThread::look(task, before, &memory)?;
+            thread.look_at_clock(&self.proc, &mut clocks);
+            threads.push(thread);
         }
         threads.sort_by_key(|thread| (thread.tid() != self.pid, thread.tid()));
         if threads.first().map(StoppedThread::tid) != Some(self.pid) {
             return Err(Error::Gone(self.pid).into());
         }
-        let (pid, proc, stopped_at_ns) = (self.pid, self.proc, sched_clock());
         Ok(StoppedProcess {
-            pid,
-            proc,
+            pid: self.pid,
+            proc: self.proc,
             memory,
             threads,
-            stopped_at_ns,
             dead_bytes: None,
             not_send: PhantomData,
         })

@@ -4,9 +4,10 @@ use std::io;
 
 use nix::unistd::Pid;
 
-use super::before_stop::BeforeStop;
+use super::before_stop::{BeforeStop, SchedulerClocks};
+use super::proc::ProcDir;
 use super::rseq::{self, RSEQ_CS_AT};
-use super::{Error, ProcessMemory, Result, Stopped};
+use super::{Error, ProcessMemory, Result, Stop, Stopped};
 use crate::arch::{self, Registers};
 use crate::image::state::{RegSet, RobustList, Rseq, SigInfo};
 
@@ -18,6 +19,10 @@ pub struct StoppedThread {
     pub(super) regs: Registers,
     pub(super) rseq: Option<Rseq>,
     pub before_stop: BeforeStop,
+    /// How long it slept in the call that it was caught in, where that is known.
+    pub slept_ns: Option<u64>,
+    /// How long it still has to sleep, where [`StoppedProcess::find_deadline`](super::StoppedProcess::find_deadline) found it.
+    pub left_ns: Option<u64>,
 }
 
 impl StoppedThread {
@@ -29,9 +34,19 @@ impl StoppedThread {
             regs,
             rseq,
             before_stop,
+            slept_ns: None,
+            left_ns: None,
         };
         thread.reissue_what_only_we_interrupted()?;
         Ok(thread)
+    }
+
+    /// Only a call that was interrupted may need to know how long it lasted; one in group-stop was interrupted long ago.
+    pub(super) fn look_at_clock(&mut self, proc: &ProcDir, clocks: &mut SchedulerClocks) {
+        let stopped_by_us = self.task.stop() == Stop::Interrupted { signal: libc::SIGTRAP };
+        if stopped_by_us && self.regs.interrupted().is_some() {
+            self.slept_ns = self.before_stop.slept_ns(proc, self.tid(), clocks);
+        }
     }
 
     /// Reads again what a signal handler's start changes.
