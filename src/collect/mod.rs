@@ -58,6 +58,11 @@ pub fn collect(process: &mut StoppedProcess, tracees: Vec<Relative>) -> Result<C
     let restrictions = process.threads().iter().map(|thread| Restrictions::of(&dir, thread));
     let restrictions = restrictions.collect::<Result<Vec<_>>>()?;
     let mut timers = timers::posix_timers(&dir)?.unwrap_or_default();
+    for index in 0..process.threads().len() {
+        if waits::was_caught_before(&process.threads()[index], process.memory()) {
+            process.find_deadline(index).context("look for the end of a wait")?;
+        }
+    }
     // Threads that may not be asked are refused, so that their answers are not missed.
     let mut answers = match restrictions.iter().all(Restrictions::may_be_asked) {
         true => asked::ask(process, &mut timers)?,

@@ -22,7 +22,6 @@ pub struct Status {
     pub seccomp: u32,
     /// "x86_Thread_features:", as `shstk` (Linux 6.6).
     pub features: Vec<String>,
-    pub voluntary_switches: u64,
 }
 
 impl Status {
@@ -65,7 +64,6 @@ impl Status {
             "NoNewPrivs" => credentials.no_new_privs = value == "1",
             "Seccomp" => self.seccomp = value.parse()?,
             "x86_Thread_features" => self.features = value.split_whitespace().map(str::to_owned).collect(),
-            "voluntary_ctxt_switches" => self.voluntary_switches = value.parse()?,
             _ => {}
         }
         Ok(())

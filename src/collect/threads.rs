@@ -86,7 +86,7 @@ impl Look<'_> {
     fn untangle(&self, stopped: &StoppedThread) -> Result<(Vec<RegSet>, Option<TimedWait>)> {
         let mut regsets = stopped.regsets()?;
         let mut regs = *stopped.regs();
-        let caught = waits::caught_in(stopped, self.process.stopped_at_ns(), self.process.memory());
+        let caught = waits::caught_in(stopped, self.process.memory());
         if let Some(caught) = &caught {
             regs.set_syscall_number(caught.number);
         }

@@ -13,6 +13,8 @@ struct Wait<'a> {
     function: &'a str,
     /// How long it slept; None: not known.
     slept_ns: Option<u64>,
+    /// What is left, where that itself is known.
+    left_ns: Option<u64>,
     /// Reads two words of its memory: a struct timespec.
     timespec_at: &'a dyn Fn(u64) -> Option<[i64; 2]>,
 }
@@ -26,29 +28,37 @@ pub struct Caught {
     pub timed: Option<TimedWait>,
 }
 
-/// What the thread was caught in, if anything. `stopped_at_ns` is the scheduler's clock at the stop. What cannot be known (on a kernel
-/// without scheduler statistics) makes the wait begin anew: late rather than early.
-pub fn caught_in(thread: &StoppedThread, stopped_at_ns: Option<u64>, memory: &ProcessMemory) -> Option<Caught> {
+/// What the thread was caught in, if anything. Where nobody knows how long it slept, its wait begins anew: late rather than early.
+pub fn caught_in(thread: &StoppedThread, memory: &ProcessMemory) -> Option<Caught> {
     thread.regs().interrupted()?;
-    let before = &thread.before_stop;
-    let slept_ns = stopped_at_ns
-        .zip(before.exec_start_ns)
-        .and_then(|(now, since)| now.checked_sub(since));
     let timespec_at = |at| timespec(memory, at);
-    caught(
-        thread.regs(),
-        &Wait {
-            function: &before.wchan,
-            slept_ns,
-            timespec_at: &timespec_at,
-        },
-    )
+    let wait = Wait {
+        function: &thread.before_stop.wchan,
+        slept_ns: thread.slept_ns,
+        left_ns: thread.left_ns,
+        timespec_at: &timespec_at,
+    };
+    caught(thread.regs(), &wait)
+}
+
+/// Whether the thread waits for a time and was already caught in the call once, so that how long it slept is not known from its last
+/// sleep alone, and the kernel has not written the time left to where we could read it.
+pub fn was_caught_before(thread: &StoppedThread, memory: &ProcessMemory) -> bool {
+    let restarts = thread.regs().syscall_number() == Some(syscall::RESTART_SYSCALL);
+    let args = thread.regs().arguments();
+    let timed = || caught_in(thread, memory).and_then(|caught| caught.timed);
+    restarts
+        && timed().is_some_and(|timed| match timed.number {
+            syscall::NANOSLEEP => args[1] == 0,
+            syscall::CLOCK_NANOSLEEP => args[3] == 0,
+            _ => true,
+        })
 }
 
 fn caught(regs: &Registers, wait: &Wait<'_>) -> Option<Caught> {
     let number = regs.syscall_number()?;
     let number = if number == syscall::RESTART_SYSCALL {
-        restarted(regs, wait.function)
+        restarted(regs, wait.function)?
     } else {
         number
     };
@@ -61,21 +71,23 @@ fn caught(regs: &Registers, wait: &Wait<'_>) -> Option<Caught> {
 
 /// Which call restart_syscall(2) stands for: those whose restart functions exist (linux/restart_block.h). The arguments are still
 /// those of the original call.
-fn restarted(regs: &Registers, function: &str) -> u64 {
+fn restarted(regs: &Registers, function: &str) -> Option<u64> {
     let first = regs.arguments()[0];
     let is_clock = first < 16 || (first as u32 as i32) < 0 && first >> 32 == 0;
     if function.contains("poll") {
-        syscall::POLL
+        Some(syscall::POLL)
     } else if function.contains("futex") {
-        syscall::FUTEX
+        Some(syscall::FUTEX)
+    } else if ["", "0", "do_signal_stop", "ptrace_stop"].contains(&function) {
+        None // it was not asleep in the call when it was looked at
     } else {
-        // A sleep is what remains; the name of its function is often lost, as on Linux 6.18, where wchan says do_syscall_64.
-        // clock_nanosleep has a clock where nanosleep has a pointer; the clocks of processes are negative (clock_getres(2)).
-        if is_clock {
+        // What is left are the sleeps, whose function is not always named: Linux 6.18 shows do_syscall_64. clock_nanosleep has a
+        // clock where nanosleep has a pointer; the clocks of processes are negative (clock_getres(2)).
+        Some(if is_clock {
             syscall::CLOCK_NANOSLEEP
         } else {
             syscall::NANOSLEEP
-        }
+        })
     }
 }
 
@@ -92,7 +104,10 @@ fn left(number: u64, args: [u64; 6], wait: &Wait<'_>) -> Option<u64> {
             (wait.timespec_at)(at).and_then(nanoseconds)
         }
     };
-    let rest = |asked: u64| asked.saturating_sub(wait.slept_ns.unwrap_or(0));
+    let rest = |asked: u64| {
+        wait.left_ns
+            .unwrap_or_else(|| asked.saturating_sub(wait.slept_ns.unwrap_or(0)))
+    };
     let millis = |argument: u64| u64::try_from(argument as i32).ok().map(|millis| millis * 1_000_000);
     match number {
         // nanosleep_copyout() has written the time left to *rmtp, where there is one.
@@ -152,6 +167,7 @@ mod tests {
             &Wait {
                 function,
                 slept_ns: Some(slept_ms * 1_000_000),
+                left_ns: None,
                 timespec_at: &memory,
             },
         )
@@ -223,7 +239,7 @@ mod tests {
             number("hrtimer_nanosleep", [0, 0, 0x1000, 0, 0, 0]),
             syscall::CLOCK_NANOSLEEP
         );
-        assert_eq!(number("do_syscall_64", [0x1000, 0, 0, 0, 0, 0]), syscall::NANOSLEEP);
+        assert_eq!(catch("", 0, &restart([0; 6])), None);
     }
 
     #[test]
