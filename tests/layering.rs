@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// For each module of the crate what it may use. `state` stands for `image::state` and `image::pages` alone.
 const ARROWS: [(&str, &[&str]); 10] = [
-    ("arch", &[]),
+    ("arch", &["state"]),
     ("sys", &[]),
     ("refusal", &[]),
     ("image", &["sys"]),
