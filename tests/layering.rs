@@ -23,6 +23,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
 #[test]
 fn modules_use_only_what_lies_below_them() {
     for (module, allowed) in ARROWS {
+        // The stub's half is a part of another program.
         for file in files_of(module) {
             for (number, line) in code(&file) {
                 for used in uses(&line) {

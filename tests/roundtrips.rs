@@ -103,12 +103,13 @@ mod clock {
 fn no_fixture_is_forgotten() {
     let here = include_str!("roundtrips.rs");
     let real = include_str!("real_programs.rs");
+    let others = ["freezer"]; // used by tests of their own
     let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     for family in fixtures
         .read_dir()
         .expect("fixtures/ is there")
         .flatten()
-        .filter(|entry| entry.path().is_dir())
+        .filter(|entry| entry.path().is_dir() && !others.iter().any(|other| entry.file_name() == *other))
     {
         for file in family.path().read_dir().expect("a family is a directory").flatten() {
             let source = format!("\"{}/{}\"", family.file_name().display(), file.file_name().display());

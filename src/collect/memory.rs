@@ -45,7 +45,7 @@ impl Area {
     }
 }
 
-/// The mappings in ascending order, without [vsyscall], which is no mapping but part of the kernel's address space.
+/// The mappings in ascending order, without `[vsyscall]`, which is no mapping but part of the kernel's address space.
 pub fn areas(dir: &ProcDir) -> Result<Vec<Area>> {
     let mut areas = parse(&dir.read("smaps")?).context("smaps")?;
     areas.retain(|area| area.name != b"[vsyscall]");

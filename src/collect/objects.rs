@@ -15,7 +15,7 @@ use crate::image::state::Name;
 pub enum Object {
     /// Private anonymous memory.
     Anonymous,
-    /// [vdso], [vvar] and their like: the kernel's own, which every process has.
+    /// `[vdso]`, `[vvar]` and their like: the kernel's own, which every process has.
     Kernel,
     File(Found),
     /// Index of a shared object, or the reason why it has none.

@@ -67,7 +67,7 @@ pub fn place(dir: &ProcDir, link: &str) -> Result<Place> {
     Ok(Place { path, is_there })
 }
 
-/// This machine; `vdso` is the content of [vdso] in the process.
+/// This machine; `vdso` is the content of `[vdso]` in the process.
 pub fn host(vdso: &[u8]) -> Result<Host> {
     let uname = nix::sys::utsname::uname().context("uname")?;
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read boot_id")?;

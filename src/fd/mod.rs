@@ -2,7 +2,7 @@
 //!
 //! [`look`] records a stopped process's table from outside. At thaw [`check`] says what stands against it, [`reopen`] makes the
 //! descriptions in our own table, [`relink`] lists the calls that their owner must make itself, and [`finish`] does what must
-//! come last. A kind of description is one file here and one line in the table of [`kind`].
+//! come last. A kind of description is one file here and one line in the table of `kind`.
 #![deny(unsafe_code)]
 
 mod device;

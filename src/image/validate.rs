@@ -221,7 +221,7 @@ fn check_guards(vma: &Vma, page: u64) -> Checked {
     Ok(())
 }
 
-/// The kernel's pages above all memory of programs: [vsyscall] on x86_64, [vectors] on arm.
+/// The kernel's pages above all memory of programs: `[vsyscall]` on x86_64, [vectors] on arm.
 fn is_kernel_high(vma: &Vma) -> bool {
     matches!(&vma.backing, Backing::Kernel(name) if name == "[vsyscall]" || name == "[vectors]")
 }

@@ -44,7 +44,7 @@ fn munmap(script: &mut Script<'_>, addr: u64, len: u64) -> Result<()> {
     script.call("munmap", libc::SYS_munmap, [addr.into(), len.into()])
 }
 
-/// [vvar] and [vdso] come as one set, mapped by the kernel at the lowest address of the recorded set.
+/// `[vvar]` and `[vdso]` come as one set, mapped by the kernel at the lowest address of the recorded set.
 ///
 /// arch_prctl(ARCH_MAP_VDSO_64) takes the address as a hint (map_vdso(), arch/x86/entry/vdso/vma.c); it is free now, so the
 /// hint is followed, and [`verify_vdso`] looks.

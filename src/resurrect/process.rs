@@ -36,11 +36,11 @@ pub struct Parts<'a> {
     /// All descriptors above, which the stub inherits.
     pub inherited_fds: Vec<BorrowedFd<'a>>,
     pub inherited: Inherited,
-    /// A `syscall` instruction in the image's [vdso].
+    /// A `syscall` instruction in the image's `[vdso]`.
     pub vdso_syscall: u64,
 }
 
-/// A process that is being rebuilt. Dropped before [`resume`](super::resume) lets it go, it is killed whole.
+/// A process that is being rebuilt. Dropped before `resume` lets it go, it is killed whole.
 pub struct Rebuilt<'a> {
     pub(super) parts: Parts<'a>,
     /// The leader first, then the other threads in the order of the image.
@@ -193,7 +193,7 @@ fn kernel_mappings(pid: Pid) -> Result<Vec<(String, u64, u64)>> {
     Ok(map.map(|(name, range)| (name, range.start, range.end)).collect())
 }
 
-/// The lowest mapping of the kernel's own in the image, and offset of a system call instruction in this kernel's [vdso].
+/// Address in the image of a system call instruction of this kernel's `[vdso]`.
 pub fn vdso_syscall(process: &Process) -> Result<u64> {
     let is_vdso = |backing: &Backing| matches!(backing, Backing::Kernel(name) if name == "[vdso]");
     let vdso = process
@@ -209,7 +209,7 @@ pub fn vdso_syscall(process: &Process) -> Result<u64> {
     Ok(vdso.start + at.context("the [vdso] has no system call instruction")? as u64)
 }
 
-/// The bytes of our own [vdso]: the same in all processes under this kernel.
+/// The bytes of our own `[vdso]`: the same in all processes under this kernel.
 pub fn own_vdso() -> Result<Vec<u8>> {
     let map = memory_map(Pid::this())?;
     let (_, range) = map

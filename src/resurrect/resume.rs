@@ -47,7 +47,7 @@ impl Rebuilt<'_> {
     }
 
     /// The two calls after which no trap is left: SIGTRAP gets its action back, which traps would overwrite, and the stage is
-    /// unmapped, through a system call instruction of the [vdso].
+    /// unmapped, through a system call instruction of the `[vdso]`.
     fn drop_stub(&mut self) -> Result<()> {
         let process = self.parts.process;
         if let Some(action) = trap_action(process) {

@@ -41,7 +41,7 @@ impl StoppedProcess {
         &self.memory
     }
 
-    /// The content of [vdso], read from `start` on, without what freezers that were killed have left there.
+    /// The content of `[vdso]`, read from `start` on, without what freezers that were killed have left there.
     pub fn blank_left_behind(&self, start: u64, vdso: &mut [u8]) {
         if let Some(dead) = DeadBytes::of_vdso(&self.proc, &self.memory) {
             dead.blank_left_behind(start, vdso);

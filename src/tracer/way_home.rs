@@ -12,7 +12,7 @@ use super::proc::ProcDir;
 use super::{Error, ProcessMemory, Result};
 use crate::arch::{SLOT_LEN, Slot};
 
-/// Dead bytes of an executable page: after the last section of [vdso], or after the segment of a mapped file.
+/// Dead bytes of an executable page: after the last section of `[vdso]`, or after the segment of a mapped file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DeadBytes {
     start: u64,
@@ -39,7 +39,7 @@ const PAGE: u64 = 4096;
 const AT_SYSINFO_EHDR: u64 = 33;
 
 impl DeadBytes {
-    /// The tail of [vdso], found through the auxiliary vector. None where there is no vDSO or no room in it.
+    /// The tail of `[vdso]`, found through the auxiliary vector. None where there is no vDSO or no room in it.
     pub fn of_vdso(proc: &ProcDir, memory: &ProcessMemory) -> Option<Self> {
         let base = vdso_base(&proc.read("auxv").ok()?)?;
         let (start, end) = dead_tail(base, memory).ok()??;
@@ -47,7 +47,7 @@ impl DeadBytes {
         (dead.slots() > 0).then_some(dead)
     }
 
-    /// Finds a place: [vdso], else the last page of an executable private file mapping.
+    /// Finds a place: `[vdso]`, else the last page of an executable private file mapping.
     pub fn find(pid: Pid, proc: &ProcDir, memory: &ProcessMemory) -> Result<Self> {
         let lines = proc
             .read_text("maps")

@@ -110,7 +110,7 @@ pub struct MappingReport {
     pub compressed_bytes: u64,
     /// anonymous, file, shared or kernel.
     pub kind: &'static str,
-    /// For people: a path, [heap], [stack], a shared object.
+    /// For people: a path, `[heap]`, `[stack]`, a shared object.
     pub name: String,
     pub offset: Option<Hex>,
     pub shared_object: Option<u32>,
