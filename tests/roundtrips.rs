@@ -103,7 +103,7 @@ mod clock {
 fn no_fixture_is_forgotten() {
     let here = include_str!("roundtrips.rs");
     let real = include_str!("real_programs.rs");
-    let others = ["freezer"]; // used by tests of their own
+    let others = ["freezer", "refused"]; // used by tests of their own
     let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     for family in fixtures
         .read_dir()
