@@ -8,7 +8,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("arch", &["state"]),
     ("sys", &[]),
     ("refusal", &[]),
-    ("image", &["sys"]),
+    ("image", &["state", "sys"]),
     ("tracer", &["arch", "state", "refusal", "sys"]),
     ("fd", &["state", "refusal", "sys"]),
     ("collect", &["arch", "tracer", "fd", "state", "refusal", "sys"]),
