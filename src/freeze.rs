@@ -156,7 +156,7 @@ fn encode(
     options.observer.writes(described.memory_bytes());
     let write_options = write::Options {
         machine: arch::ELF_MACHINE,
-        page_size: 4096,
+        page_size: arch::PAGE_SIZE as u32,
         compression: options.compression,
         jobs: options.jobs,
         progress: &|bytes| options.observer.wrote(bytes),

@@ -46,6 +46,8 @@ pub struct ProcessFacts {
     pub mdwe: u32,
     pub layout: MemoryLayout,
     pub auxv: Vec<u8>,
+    /// Of mappings whose memory policy is not the default one: addresses and policies, as numa_maps shows them.
+    pub memory_policies: Vec<String>,
     pub signal_actions: Vec<SignalAction>,
     pub pending: Vec<SigInfo>,
     pub stopped_by: Option<i32>,

@@ -57,7 +57,7 @@ pub fn collect(process: &mut StoppedProcess, tracees: Vec<Relative>) -> Result<C
     let clocks = clocks::clocks(&dir)?;
     let restrictions = process.threads().iter().map(|thread| Restrictions::of(&dir, thread));
     let restrictions = restrictions.collect::<Result<Vec<_>>>()?;
-    let mut timers = timers::posix_timers(&dir)?.unwrap_or_default();
+    let mut timers = timers::posix_timers(&dir)?;
     for index in 0..process.threads().len() {
         if waits::was_caught_before(&process.threads()[index], process.memory()) {
             process.find_deadline(index).context("look for the end of a wait")?;
@@ -196,6 +196,7 @@ fn process_facts(
         mdwe: answers.mdwe,
         layout: process::layout(&stat, answers.brk)?,
         auxv: dir.read("auxv")?,
+        memory_policies: memory::policies(dir)?,
         signal_actions: answers.signal_actions,
         pending: process.threads()[0].shared_pending()?,
         stopped_by: process.group_stop(),

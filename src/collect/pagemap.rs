@@ -9,9 +9,8 @@ use anyhow::{Context, Result};
 
 use super::memory::Area;
 use super::proc::ProcDir;
+use crate::arch::PAGE_SIZE as PAGE;
 use crate::sys::process::{self as sys, PageRegion, ScanRequest};
-
-const PAGE: u64 = 4096;
 
 /// Pages in runs, in ascending order, as start and end addresses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

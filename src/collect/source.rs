@@ -8,10 +8,9 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result};
 use nix::unistd::{Whence, lseek};
 
+use crate::arch::PAGE_SIZE as PAGE;
 use crate::image::pages::{PageSource, Space};
 use crate::tracer::ProcessMemory;
-
-const PAGE: u64 = 4096;
 
 /// Reads from any number of threads at once.
 pub struct Source<'a> {

@@ -5,12 +5,12 @@ use anyhow::{Context, Result};
 use super::proc::ProcDir;
 use crate::image::state::{PosixTimer, TimerTime};
 
-/// The timers, without time and overrun. A kernel built without CONFIG_CHECKPOINT_RESTORE has no such file: None.
-pub fn posix_timers(dir: &ProcDir) -> Result<Option<Vec<PosixTimer>>> {
-    match dir.read_if_any("timers")? {
-        Some(text) => parse(&String::from_utf8_lossy(&text)).context("timers").map(Some),
-        None => Ok(None),
-    }
+/// The timers, without time and overrun.
+pub fn posix_timers(dir: &ProcDir) -> Result<Vec<PosixTimer>> {
+    let text = dir.read_if_any("timers")?;
+    let text =
+        text.context("this kernel was built without CONFIG_CHECKPOINT_RESTORE and does not list POSIX timers")?;
+    parse(&String::from_utf8_lossy(&text)).context("timers")
 }
 
 /// Four lines a timer: `ID: 1`, `signal: 60/00007fff86e452a8`, `notify: signal/pid.2634`, `ClockID: 0`.

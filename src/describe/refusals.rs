@@ -76,6 +76,14 @@ impl Refusals {
 
     /// What prctl(2) sets for the whole process.
     fn settings(&mut self, facts: &Facts) {
+        if let Some(first) = facts.process.memory_policies.first() {
+            let remedy = "start it without numactl(8)";
+            self.add(
+                "the process",
+                format!("has a memory policy ({first}), which cryopod does not carry yet"),
+                remedy,
+            );
+        }
         if facts.process.mdwe != 0 {
             self.add(
                 "the process",

@@ -18,6 +18,8 @@ pub const NAME: &str = "x86_64";
 pub const ELF_MACHINE: u16 = 62;
 /// First address that user space cannot have with four-level paging (arch/x86/include/asm/page_64_types.h).
 pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+/// Of the smallest page.
+pub const PAGE_SIZE: u64 = 4096;
 /// The extended state holds x87, SSE, AVX, AVX-512, PKRU and AMX (NT_X86_XSTATE).
 pub const REGSETS: &[u32] = &[0x202];
 /// The instruction that enters the kernel.
