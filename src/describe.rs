@@ -3,6 +3,8 @@
 
 mod mappings;
 mod refusals;
+#[cfg(test)]
+mod tests;
 
 use crate::collect::{Facts, ProcessFacts, ThreadFacts};
 use crate::image::pages::Extent;
