@@ -87,13 +87,12 @@ pub fn arm(script: &mut Script<'_>, process: &Process) -> Result<()> {
         let args = [timer.id.into(), 0i32.into(), time.as_slice().into(), 0u64.into()];
         script.call("timer_settime", libc::SYS_timer_settime, args)?;
     }
-    for (which, time) in process
-        .interval_timers
-        .iter()
-        .enumerate()
-        .filter(|(_, time)| is_armed(time))
-    {
-        let time = itimerval(&setting(which as i32, time)?);
+    for (which, time) in process.interval_timers.iter().enumerate() {
+        let time = ticking(which as i32, time);
+        if !is_armed(&time) {
+            continue;
+        }
+        let time = itimerval(&setting(which as i32, &time)?);
         script.call(
             "setitimer",
             libc::SYS_setitimer,
@@ -103,10 +102,23 @@ pub fn arm(script: &mut Script<'_>, process: &Process) -> Result<()> {
     Ok(())
 }
 
+const ITIMER_REAL: i32 = 0;
+
+/// A periodic ITIMER_REAL that has expired shows no time left until its SIGALRM is taken, which starts it again
+/// (dequeue_signal(), kernel/signal.c); only a disarmed one shows no period either (do_setitimer(), kernel/time/itimer.c).
+fn ticking(which: i32, time: &TimerTime) -> TimerTime {
+    match which == ITIMER_REAL && time.left_ns == 0 {
+        true => TimerTime {
+            left_ns: time.interval_ns,
+            ..*time
+        },
+        false => *time,
+    }
+}
+
 /// What to ask for so that the timer has its time left: setitimer(2) adds a tick to timers of CPU time (set_cpu_itimer(),
 /// kernel/time/itimer.c). The coarse clocks have the resolution of a tick.
 fn setting(which: i32, time: &TimerTime) -> Result<TimerTime> {
-    const ITIMER_REAL: i32 = 0;
     if which == ITIMER_REAL {
         return Ok(*time);
     }
@@ -143,6 +155,17 @@ fn itimerval(time: &TimerTime) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_period_whose_signal_is_pending_goes_on_and_a_disarmed_timer_does_not() {
+        let pending = TimerTime {
+            left_ns: 0,
+            interval_ns: 5,
+        };
+        assert_eq!(ticking(ITIMER_REAL, &pending).left_ns, 5);
+        assert_eq!(ticking(libc::ITIMER_PROF, &pending).left_ns, 0);
+        assert_eq!(ticking(ITIMER_REAL, &TimerTime::default()).left_ns, 0);
+    }
 
     #[test]
     fn less_than_a_microsecond_left_still_arms_the_timer() {
