@@ -13,6 +13,7 @@ mod memory {
     roundtrip!(heap, "memory/heap.c");
     roundtrip!(huge, "memory/huge.c");
     roundtrip!(many_mappings, "memory/many_mappings.c");
+    roundtrip!(marked, "memory/marked.c");
     roundtrip!(memfd, "memory/memfd.c");
     roundtrip!(memfd_without_descriptor, "memory/memfd_without_descriptor.c");
     roundtrip!(private_file, "memory/private_file.c");
@@ -38,6 +39,7 @@ mod threads {
     roundtrip!(registers, "threads/registers.c");
     roundtrip!(robust, "threads/robust.c");
     roundtrip!(rseq, "threads/rseq.c");
+    roundtrip!(scheduling, "threads/scheduling.c");
 }
 
 mod blocked {
@@ -84,8 +86,10 @@ mod identity {
 
     roundtrip!(directory, "identity/directory.c");
     roundtrip!(ids, "identity/ids.c");
+    roundtrip!(inherited, "identity/inherited.c");
     roundtrip!(limits, "identity/limits.c");
     roundtrip!(proc_names, "identity/proc_names.c");
+    roundtrip!(root, "identity/root.c");
     roundtrip!(securebits, "identity/securebits.c");
     roundtrip!(settings, "identity/settings.c");
     roundtrip!(status, "identity/status.c");
