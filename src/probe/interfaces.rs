@@ -1,6 +1,7 @@
 //! The kernel's interfaces, each tried on ourselves or on a child that does nothing.
 
 use super::{Capabilities, Finding, Kind, Need};
+use crate::sys::process::{ScanRequest, pagemap_scan};
 use crate::sys::{fds, probe as sys};
 use crate::{arch, tracer};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -73,7 +74,7 @@ pub(super) fn probe(capabilities: &Capabilities) -> Vec<Finding> {
     add(
         "PAGEMAP_SCAN",
         Need::Some,
-        pagemap_scan(),
+        scan_of_pages(),
         "memory in use is found by /proc/PID/pagemap, more slowly",
     );
     add(
@@ -221,8 +222,9 @@ fn proc_timers() -> Seen {
     }
 }
 
-fn pagemap_scan() -> Seen {
-    words(File::open("/proc/self/pagemap").and_then(|pagemap| sys::pagemap_scan(pagemap.as_fd())))
+fn scan_of_pages() -> Seen {
+    let of_nothing = ScanRequest::default();
+    words(File::open("/proc/self/pagemap").and_then(|pagemap| Ok(pagemap_scan(&pagemap, &of_nothing, &mut [])?)))
 }
 
 /// The pid of a child that has just ended is free, so it is one that can be asked for.

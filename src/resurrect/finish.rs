@@ -8,7 +8,7 @@ use super::process::{Parts, Rebuilt, sigmask_bit};
 use super::script::{Arg, Script};
 use super::{descriptors, maps, threads, timers};
 use crate::fd::OwnerCall;
-use crate::image::state::{Memory, MemoryLayout, Process, SignalAction};
+use crate::image::state::{Memory, Process, SignalAction};
 use std::os::fd::AsRawFd;
 
 impl Rebuilt<'_> {
@@ -127,32 +127,13 @@ fn set_directories(script: &mut Script<'_>, parts: &Parts<'_>) -> Result<()> {
 
 /// prctl(PR_SET_MM, PR_SET_MM_MAP): struct prctl_mm_map with eleven addresses, auxv and its size, the executable.
 fn set_mm(script: &mut Script<'_>, memory: &Memory, exe_fd: i32) -> Result<()> {
-    let MemoryLayout {
-        start_code,
-        end_code,
-        start_data,
-        end_data,
-        start_brk,
-        brk,
-        start_stack,
-        arg_start,
-        arg_end,
-        env_start,
-        env_end,
-    } = memory.layout;
+    let at = &memory.layout;
     let words = [
-        start_code,
-        end_code,
-        start_data,
-        end_data,
-        start_brk,
-        brk,
-        start_stack,
-        arg_start,
-        arg_end,
-        env_start,
-        env_end,
-    ];
+        [at.start_code, at.end_code, at.start_data, at.end_data].as_slice(),
+        &[at.start_brk, at.brk, at.start_stack],
+        &[at.arg_start, at.arg_end, at.env_start, at.env_end],
+    ]
+    .concat();
     const AUXV_POINTER_AT: usize = 11 * 8;
     const LEN: usize = AUXV_POINTER_AT + 16;
     let mut bytes: Vec<u8> = words.into_iter().flat_map(u64::to_ne_bytes).chain([0; 8]).collect();

@@ -1,7 +1,7 @@
 //! System calls that only find out whether a system call works.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 
 use nix::unistd::Pid;
 
@@ -76,46 +76,6 @@ pub fn clone3(flags: u64, set_tid: Option<Pid>) -> io::Result<()> {
             Ok(())
         }
     }
-}
-
-/// ioctl PAGEMAP_SCAN (Linux 6.7) of one page of our own.
-pub fn pagemap_scan(pagemap: BorrowedFd<'_>) -> io::Result<()> {
-    /// struct pm_scan_arg, linux/fs.h.
-    #[repr(C)]
-    #[derive(Default)]
-    struct ScanArg {
-        size: u64,
-        flags: u64,
-        start: u64,
-        end: u64,
-        walk_end: u64,
-        vec: u64,
-        vec_len: u64,
-        max_pages: u64,
-        category_inverted: u64,
-        category_mask: u64,
-        category_anyof_mask: u64,
-        return_mask: u64,
-    }
-    // _IOWR('f', 16, struct pm_scan_arg), linux/fs.h.
-    const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
-    const PAGE_IS_PRESENT: u64 = 1 << 3;
-    const _: () = assert!(size_of::<ScanArg>() == 96);
-    let mut region = [0u64; 3]; // struct page_region
-    let page = (&raw const region as u64) & !0xffff;
-    let mut arg = ScanArg {
-        size: size_of::<ScanArg>() as u64,
-        start: page,
-        end: page + 0x10000,
-        vec: &raw mut region as u64,
-        vec_len: 1,
-        category_anyof_mask: PAGE_IS_PRESENT,
-        return_mask: PAGE_IS_PRESENT,
-        ..ScanArg::default()
-    };
-    // SAFETY: the kernel reads and writes one pm_scan_arg and writes at most one page_region, whatever the range is.
-    let rc = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN as libc::Ioctl, &raw mut arg) };
-    done(i64::from(rc))
 }
 
 /// userfaultfd(2).

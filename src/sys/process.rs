@@ -17,7 +17,7 @@ pub struct PageRegion {
 }
 
 /// What PAGEMAP_SCAN is asked: pages whose categories, after `inverted` ones are flipped, have all of `all_of` and one of `any_of`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct ScanRequest {
     pub start: u64,
     pub end: u64,
