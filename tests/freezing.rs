@@ -214,6 +214,20 @@ fn the_last_line_says_that_the_process_ended() {
 }
 
 #[test]
+fn each_way_to_compress_gives_a_whole_image() {
+    let target = Target::start();
+    let mut sizes = Vec::new();
+    for (how, jobs) in [("auto", "0"), ("zstd", "1"), ("zstd:19", "3"), ("none", "2")] {
+        let options = ["--leave-running", "--compress", how, "--jobs", jobs];
+        assert_code(&target.freeze(&target.image(), &options), 0);
+        assert_code(&cryopod(&[&"verify", &target.image()]), 0);
+        sizes.push(fs::metadata(target.image()).expect("it was made").len());
+    }
+    assert!(sizes[..3].iter().all(|size| size * 2 < sizes[3]), "{sizes:?}");
+    target.unharmed();
+}
+
+#[test]
 fn a_dry_run_writes_nothing() {
     let target = Target::start();
     let freeze = target.freeze(&target.image(), &["--dry-run"]);

@@ -70,9 +70,8 @@ fn a_program_that_a_signal_ends_gives_128_and_its_number() {
 
 #[test]
 fn signals_sent_to_thaw_reach_the_program() {
-    let names = ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "WINCH", "CONT"];
-    let handlers =
-        r#"for my $name (qw(INT TERM HUP QUIT USR1 USR2 WINCH CONT)) { $SIG{$name} = sub { print "got $name\n" } }"#;
+    let names = ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "WINCH", "CONT", "TSTP"];
+    let handlers = r#"for my $name (qw(INT TERM HUP QUIT USR1 USR2 WINCH CONT TSTP)) { $SIG{$name} = sub { print "got $name\n" } }"#;
     let Some(frozen) = Frozen::perl(&format!("{handlers} {WAIT_FOR_GO}")) else {
         return;
     };
@@ -248,6 +247,37 @@ fn a_mapped_file_that_changed_is_refused() {
     );
     assert!(stderr(&thaw).contains("private_file.data"), "{}", stderr(&thaw));
     assert!(!exists(frozen.pid));
+}
+
+/// A file that was only touched is another one by its time; whoever knows better may say so.
+#[test]
+fn a_mapped_file_that_was_touched_is_used_where_that_is_asked_for() {
+    if !can_thaw() {
+        return;
+    }
+    for (check, warns) in [("warn", true), ("off", false)] {
+        let dir = scratch();
+        let mut program = Program::start(build::fixture("memory/private_file.c").current_dir(dir.path()));
+        program.wait_for(|line| line == "READY");
+        let frozen = Frozen::program(dir, program);
+        let file = File::open(frozen.dir.path().join("private_file.data")).expect("the fixture made it");
+        file.set_modified(std::time::UNIX_EPOCH).expect("it is ours");
+        let strict = cryopod(&[&"thaw", &frozen.image]);
+        assert_eq!(strict.status.code(), Some(126), "{}", stderr(&strict));
+        assert!(stderr(&strict).contains("--file-check=warn"), "{}", stderr(&strict));
+        let mut command = Command::new(CRYOPOD);
+        command.args(["thaw", "--file-check", check]).arg(&frozen.image);
+        let mut thaw = Program::thaw_by(&mut command, frozen.pid, Stdio::null());
+        thaw.signal(Signal::SIGUSR1);
+        thaw.wait_for(|line| line == "PASS");
+        assert_eq!(thaw.wait().code(), Some(0));
+        let warned = thaw
+            .output
+            .lines()
+            .iter()
+            .any(|line| line.contains("private_file.data"));
+        assert_eq!(warned, warns, "{check}: {}", thaw.output);
+    }
 }
 
 #[test]
