@@ -268,6 +268,9 @@ fn a_mapped_file_that_was_touched_is_used_where_that_is_asked_for() {
         let mut command = Command::new(CRYOPOD);
         command.args(["thaw", "--file-check", check]).arg(&frozen.image);
         let mut thaw = Program::thaw_by(&mut command, frozen.pid, Stdio::null());
+        if warns {
+            thaw.wait_for(|line| line.contains("private_file.data"));
+        }
         thaw.signal(Signal::SIGUSR1);
         thaw.wait_for(|line| line == "PASS");
         assert_eq!(thaw.wait().code(), Some(0));
@@ -278,6 +281,25 @@ fn a_mapped_file_that_was_touched_is_used_where_that_is_asked_for() {
             .any(|line| line.contains("private_file.data"));
         assert_eq!(warned, warns, "{check}: {}", thaw.output);
     }
+}
+
+/// An upgrade between freeze and thaw: the program's memory fits to the old file only.
+#[test]
+fn another_build_of_the_executable_is_refused() {
+    if !can_thaw() {
+        return;
+    }
+    let dir = scratch();
+    let exe = dir.path().join("program");
+    fs::copy(build::fixture("memory/anon.c").get_program(), &exe).expect("the directory takes a file");
+    let mut program = Program::start(Command::new(&exe).current_dir(dir.path()));
+    program.wait_for(|line| line == "READY");
+    let frozen = Frozen::program(dir, program);
+    fs::copy(build::fixture("memory/heap.c").get_program(), &exe).expect("the directory takes a file");
+    let thaw = cryopod(&[&"thaw", &frozen.image]);
+    assert_eq!(thaw.status.code(), Some(126), "{}", stderr(&thaw));
+    assert!(stderr(&thaw).contains("its build id is "), "{}", stderr(&thaw));
+    assert!(!exists(frozen.pid));
 }
 
 #[test]
