@@ -67,6 +67,7 @@ mod signals {
     use super::*;
 
     roundtrip!(actions, "signals/actions.c");
+    roundtrip!(defaults, "signals/defaults.c");
     roundtrip!(ignored, "signals/ignored.c");
     roundtrip!(in_handler, "signals/in_handler.c");
     roundtrip!(pending, "signals/pending.c");

@@ -87,13 +87,7 @@ fn set_process(script: &mut Script<'_>, parts: &Parts<'_>) -> Result<()> {
     set_mm(script, &process.memory, parts.exe.as_raw_fd())?;
     prctl(script, libc::PR_SET_THP_DISABLE, process.thp_disable.into())?;
     prctl(script, libc::PR_SET_CHILD_SUBREAPER, process.child_subreaper.into())?;
-    for action in process
-        .signal_actions
-        .iter()
-        .filter(|action| action.signal != libc::SIGTRAP)
-    {
-        set_action(script, action)?;
-    }
+    set_actions(script, &process.signal_actions)?;
     timers::create(script, &process.posix_timers)?;
     descriptors::arrange(script, &parts.moves)?;
     for call in &parts.owner_calls {
@@ -153,6 +147,25 @@ fn set_mm(script: &mut Script<'_>, memory: &Memory, exe_fd: i32) -> Result<()> {
         0u64.into(),
     ];
     script.call("prctl(PR_SET_MM_MAP)", libc::SYS_prctl, args)
+}
+
+/// Those that the image does not list are the default ones, and are set as well: what is ignored stays so through execve(2), and we
+/// ignore SIGPIPE as all Rust programs do, and whatever nohup(1) or a shell's `&` made us ignore. SIGTRAP is set later: we trap by it.
+fn set_actions(script: &mut Script<'_>, actions: &[SignalAction]) -> Result<()> {
+    let settable = (1..=64).filter(|signal| ![libc::SIGKILL, libc::SIGSTOP, libc::SIGTRAP].contains(signal));
+    for signal in settable {
+        match actions.iter().find(|action| action.signal == signal) {
+            Some(action) => set_action(script, action)?,
+            None => set_action(
+                script,
+                &SignalAction {
+                    signal,
+                    ..SignalAction::default()
+                },
+            )?,
+        }
+    }
+    Ok(())
 }
 
 /// rt_sigaction(2) with struct kernel_sigaction: handler, flags, restorer, mask.
