@@ -283,5 +283,5 @@ fn resident_bytes(snapshot: &Snapshot) -> u64 {
     let private = mappings.filter(|vma| !vma.shared).map(|vma| vma.resident);
     private
         .chain(snapshot.shared_objects.iter().map(|object| object.size))
-        .sum()
+        .fold(0, u64::saturating_add)
 }

@@ -2,93 +2,14 @@
 
 mod common;
 
+use common::rewrite::rewrite;
 use common::{CRYOPOD, Program, build, can_thaw, scratch};
-use cryopod::image::pages::{Extent, PageSource, Space, Zeros};
-use cryopod::image::read::Reader;
-use cryopod::image::state::Snapshot;
-use cryopod::image::write::{Compression, Options, write_image};
 use nix::sys::signal::Signal;
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
 
 const HOURS: i64 = 5 * 3600;
-
-/// All memory of an image, by place; `None` are zeros.
-#[derive(Default)]
-struct Memory(BTreeMap<(u8, u32, u64), Option<Vec<u8>>>);
-
-fn key(space: Space, offset: u64) -> (u8, u32, u64) {
-    match space {
-        Space::Process(index) => (0, index, offset),
-        Space::Shared(index) => (1, index, offset),
-    }
-}
-
-const PAGE: usize = 4096;
-
-impl Memory {
-    fn extents(&self) -> Vec<Extent> {
-        let extent = |&(kind, index, offset): &(u8, u32, u64)| Extent {
-            space: if kind == 0 {
-                Space::Process(index)
-            } else {
-                Space::Shared(index)
-            },
-            offset,
-            len: PAGE as u64,
-            zeros: Zeros::Keep,
-        };
-        self.0.keys().map(extent).collect()
-    }
-}
-
-impl PageSource for Memory {
-    fn read(&self, space: Space, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        for (i, page) in buffer.chunks_mut(PAGE).enumerate() {
-            let page_at = key(space, offset + (i * PAGE) as u64);
-            match self.0.get(&page_at).ok_or(io::ErrorKind::NotFound)? {
-                Some(bytes) => page.copy_from_slice(bytes),
-                None => page.fill(0),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Writes the image once more, with the state that `change` makes of it.
-fn rewrite(image: &Path, change: impl FnOnce(&mut Snapshot)) {
-    let mut reader = Reader::open(File::open(image).expect("it was written")).expect("it is an image");
-    let mut snapshot = reader.snapshot().expect("it has a state");
-    let (machine, page_size) = (reader.header().machine, reader.header().page_size);
-    let memory = Mutex::new(Memory::default());
-    reader
-        .pages(2, &|run| {
-            let mut memory = memory.lock().expect("no reader panics");
-            for at in (0..run.len as usize).step_by(PAGE) {
-                let page = run.bytes.map(|bytes| bytes[at..at + PAGE].to_vec());
-                memory.0.insert(key(run.space, run.offset + at as u64), page);
-            }
-            Ok(())
-        })
-        .expect("it is whole");
-    let memory = memory.into_inner().expect("no reader panics");
-    change(&mut snapshot);
-    let options = Options {
-        compression: Compression::Auto,
-        jobs: 2,
-        machine,
-        page_size,
-        progress: &|_| {},
-        cancelled: &AtomicBool::new(false),
-    };
-    let mut file = File::create(image).expect("it is ours");
-    write_image(&mut file, &snapshot, &memory.extents(), &memory, &options).expect("it can be written");
-}
 
 /// A fixture that was frozen hours after this machine has booted, if one believes its image.
 fn frozen_hours_ahead(source: &str, dir: &Path) -> (PathBuf, i32) {

@@ -124,6 +124,11 @@ fn check_queue(pending: &[SigInfo]) -> Checked {
         ensure(info.0.len() == SIGINFO_LEN, || {
             format!("a pending signal takes {} bytes", info.0.len())
         })?;
+        let signal = info.0.first_chunk().map_or(0, |bytes| i32::from_le_bytes(*bytes));
+        // SIGKILL takes effect at once, it does not wait.
+        ensure((1..=SIGNAL_MAX).contains(&signal) && signal != 9, || {
+            format!("signal {signal} is pending")
+        })?;
     }
     Ok(())
 }

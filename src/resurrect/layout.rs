@@ -15,12 +15,12 @@ pub fn find_hole(taken: &[Range<u64>], len: u64, end: u64) -> Option<u64> {
     taken.sort_by_key(|range| range.start);
     let mut at = LOWEST;
     for range in taken {
-        if range.start >= at + len {
+        if at.checked_add(len).is_none_or(|wanted| range.start >= wanted) {
             break;
         }
         at = at.max(range.end);
     }
-    (at + len <= end).then_some(at)
+    at.checked_add(len).is_some_and(|wanted| wanted <= end).then_some(at)
 }
 
 #[cfg(test)]
@@ -40,6 +40,7 @@ mod tests {
     fn a_full_address_space_has_no_hole() {
         let all = 0..0x10_0000;
         assert_eq!(find_hole(&[all], 0x1000, 0x10_0000), None);
+        assert_eq!(find_hole(&[0..u64::MAX], 0x1000, 0x10_0000), None);
     }
 
     #[test]

@@ -76,10 +76,12 @@ impl Rebuilt<'_> {
     fn restore_critical_section(&self, thread: &Thread) -> Result<()> {
         const RSEQ_CS_OFFSET: u64 = 8;
         match thread.rseq {
-            Some(rseq) if rseq.critical_section != 0 => self
-                .memory
-                .write_all_at(&rseq.critical_section.to_ne_bytes(), rseq.addr + RSEQ_CS_OFFSET)
-                .with_context(|| format!("write rseq_cs of thread {}", thread.tid)),
+            Some(rseq) if rseq.critical_section != 0 => {
+                let at = rseq.addr.checked_add(RSEQ_CS_OFFSET).context("struct rseq lies nowhere")?;
+                self.memory
+                    .write_all_at(&rseq.critical_section.to_ne_bytes(), at)
+                    .with_context(|| format!("write rseq_cs of thread {}", thread.tid))
+            }
             _ => Ok(()),
         }
     }

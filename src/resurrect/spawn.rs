@@ -103,14 +103,30 @@ impl Drop for Unexecuted {
 
 /// Kills a child of ours and waits until it is gone; there is nobody to tell if it already is.
 pub fn kill_and_reap(pid: Pid) {
-    // SAFETY: kill and waitpid with a null status touch no memory of ours.
-    unsafe {
-        libc::kill(pid.as_raw(), libc::SIGKILL);
-        // A tracee reports its stops and its threads' ends too; the last report is ECHILD's.
-        while libc::waitpid(pid.as_raw(), ptr::null_mut(), libc::__WALL) == pid.as_raw()
-            || Errno::last() == Errno::EINTR
-        {}
+    // SAFETY: kill takes numbers only.
+    unsafe { libc::kill(pid.as_raw(), libc::SIGKILL) };
+    // Threads that we trace stay as zombies until we have seen them, and their leader's end is reported after theirs
+    // (delay_group_leader(), include/linux/sched/signal.h).
+    for thread in threads_of(pid).into_iter().filter(|thread| *thread != pid) {
+        reap(thread);
     }
+    reap(pid);
+}
+
+fn threads_of(pid: Pid) -> Vec<Pid> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
+    let names = entries.flatten().map(|entry| entry.file_name());
+    names
+        .filter_map(|name| name.to_str()?.parse().ok().map(Pid::from_raw))
+        .collect()
+}
+
+/// A tracee reports its stops too; after its end there is no child of that id: ECHILD.
+fn reap(tid: Pid) {
+    // SAFETY: a null status is allowed.
+    while unsafe { libc::waitpid(tid.as_raw(), ptr::null_mut(), libc::__WALL) } == tid.as_raw()
+        || Errno::last() == Errno::EINTR
+    {}
 }
 
 struct SharedGate(ptr::NonNull<Gate>);

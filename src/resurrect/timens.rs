@@ -39,8 +39,8 @@ pub struct HostClocks {
 /// there is no telling how long the gap was by those clocks, and neither may run backwards.
 pub fn offsets(image: &Clocks, same_boot: bool, now: HostClocks, policy: ClockPolicy) -> Option<TimeOffsets> {
     let continued = TimeOffsets {
-        monotonic_ns: image.monotonic_ns - now.monotonic_ns,
-        boottime_ns: image.boottime_ns - now.boottime_ns,
+        monotonic_ns: image.monotonic_ns.saturating_sub(now.monotonic_ns),
+        boottime_ns: image.boottime_ns.saturating_sub(now.boottime_ns),
     };
     let offsets = match policy {
         ClockPolicy::Host => return None,

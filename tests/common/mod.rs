@@ -3,6 +3,7 @@
 
 pub mod build;
 pub mod output;
+pub mod rewrite;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
