@@ -71,6 +71,8 @@ mod signals {
     roundtrip!(ignored, "signals/ignored.c");
     roundtrip!(in_handler, "signals/in_handler.c");
     roundtrip!(pending, "signals/pending.c");
+    roundtrip!(sigtrap, "signals/sigtrap.c");
+    roundtrip!(sigtrap_ignored, "signals/sigtrap_ignored.c");
 }
 
 mod timers {
@@ -85,6 +87,7 @@ mod timers {
 mod identity {
     use super::*;
 
+    roundtrip!(credentials_by_thread, "identity/credentials_by_thread.c");
     roundtrip!(directory, "identity/directory.c");
     roundtrip!(ids, "identity/ids.c");
     roundtrip!(inherited, "identity/inherited.c");

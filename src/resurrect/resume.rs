@@ -10,8 +10,9 @@ use anyhow::{Context, Result, ensure};
 use super::finish::action_bytes;
 use super::process::Rebuilt;
 use super::stage::Stage;
+use super::threads::signal_of;
 use crate::arch::{Interrupted, Registers};
-use crate::image::state::{Process, RegSet, Thread, TimedWait};
+use crate::image::state::{Process, RegSet, SigInfo, Thread, TimedWait};
 use crate::tracer::{Resume, Stop, Stopped};
 
 /// How the restored program goes on.
@@ -50,6 +51,7 @@ impl Rebuilt<'_> {
     /// unmapped, through a system call instruction of the `[vdso]`.
     fn drop_stub(&mut self) -> Result<()> {
         let process = self.parts.process;
+        self.block_all()?;
         if let Some(action) = trap_action(process) {
             self.stage.write_data(0, &action)?;
             let args = [libc::SIGTRAP as u64, self.stage.data_addr(0), 0, 8, 0, 0];
@@ -61,6 +63,7 @@ impl Rebuilt<'_> {
             )?;
             ensure!(result == 0, "rt_sigaction(SIGTRAP): {result}");
         }
+        self.queue_traps()?;
         let (start, len) = (self.stage.addr(), self.stage.end() - self.stage.addr());
         let result = call(
             &mut self.tasks[0],
@@ -72,12 +75,46 @@ impl Rebuilt<'_> {
         Ok(())
     }
 
+    /// No trap instruction follows, so that SIGTRAP need not come through any more.
+    fn block_all(&mut self) -> Result<()> {
+        self.tasks.iter_mut().try_for_each(|task| Ok(task.set_sigmask(!0)?))
+    }
+
+    /// Pending SIGTRAPs, which would have looked like the end of a script. After the action, which may be to ignore them: setting that
+    /// discards what is pending (do_sigaction(), kernel/signal.c).
+    fn queue_traps(&mut self) -> Result<()> {
+        let (process, pid) = (self.parts.process, self.parts.plan.pid.as_raw() as u64);
+        let is_trap = |info: &&SigInfo| signal_of(info) == libc::SIGTRAP;
+        for (index, thread) in process.threads.iter().enumerate() {
+            for info in thread.pending.iter().filter(is_trap) {
+                let args = |at| [pid, thread.tid as u64, libc::SIGTRAP as u64, at, 0, 0];
+                self.queue_trap(index, info, libc::SYS_rt_tgsigqueueinfo, args)?;
+            }
+        }
+        for info in process.pending.iter().filter(is_trap) {
+            let args = |at| [pid, libc::SIGTRAP as u64, at, 0, 0, 0];
+            self.queue_trap(0, info, libc::SYS_rt_sigqueueinfo, args)?;
+        }
+        Ok(())
+    }
+
+    fn queue_trap(&mut self, task: usize, info: &SigInfo, number: i64, args: impl Fn(u64) -> [u64; 6]) -> Result<()> {
+        self.stage.write_data(0, &info.0)?;
+        let args = args(self.stage.data_addr(0));
+        let result = call(&mut self.tasks[task], self.parts.vdso_syscall, number, args)?;
+        ensure!(result == 0, "queue a pending SIGTRAP: {result}");
+        Ok(())
+    }
+
     /// The kernel clears struct rseq's rseq_cs on every return from a call, so it is written when no more calls are made.
     fn restore_critical_section(&self, thread: &Thread) -> Result<()> {
         const RSEQ_CS_OFFSET: u64 = 8;
         match thread.rseq {
             Some(rseq) if rseq.critical_section != 0 => {
-                let at = rseq.addr.checked_add(RSEQ_CS_OFFSET).context("struct rseq lies nowhere")?;
+                let at = rseq
+                    .addr
+                    .checked_add(RSEQ_CS_OFFSET)
+                    .context("struct rseq lies nowhere")?;
                 self.memory
                     .write_all_at(&rseq.critical_section.to_ne_bytes(), at)
                     .with_context(|| format!("write rseq_cs of thread {}", thread.tid))

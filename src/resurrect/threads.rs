@@ -154,7 +154,7 @@ fn sched_attr(wanted: &Scheduling) -> Vec<u8> {
 /// Puts signals that were pending for the thread alone back into its queue. They are blocked while the task is rebuilt, and only
 /// the task itself may send a siginfo_t of any origin (do_rt_tgsigqueueinfo(), kernel/signal.c).
 pub fn queue_own_signals(script: &mut Script<'_>, pid: Pid, thread: &Thread) -> Result<()> {
-    for info in &thread.pending {
+    for info in thread.pending.iter().filter(|info| signal_of(info) != libc::SIGTRAP) {
         let args = [
             pid.as_raw().into(),
             thread.tid.into(),
@@ -168,14 +168,15 @@ pub fn queue_own_signals(script: &mut Script<'_>, pid: Pid, thread: &Thread) -> 
 
 /// The same for the queue that all threads share.
 pub fn queue_shared_signals(script: &mut Script<'_>, pid: Pid, pending: &[SigInfo]) -> Result<()> {
-    for info in pending {
+    for info in pending.iter().filter(|info| signal_of(info) != libc::SIGTRAP) {
         let args = [pid.as_raw().into(), signal_of(info).into(), info.0.as_slice().into()];
         script.call("rt_sigqueueinfo", libc::SYS_rt_sigqueueinfo, args)?;
     }
     Ok(())
 }
 
-fn signal_of(info: &SigInfo) -> i32 {
+/// SIGTRAP is for later: it is not blocked while scripts run, see `drop_stub`.
+pub(super) fn signal_of(info: &SigInfo) -> i32 {
     info.0.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes))
 }
 
