@@ -95,9 +95,29 @@ pub fn thaw(source: Source, options: &Options, progress: Progress<'_>) -> Result
     warnings.extend_from_slice(&decided.warnings);
 
     let made = make(&snapshot, decided)?;
-    let mut rebuilt = rebuild(&snapshot, &made)?;
-    let total = resident_bytes(&snapshot);
-    let memory_bytes = fill(&mut rebuilt, reader, &made, options.jobs, &|done| progress(done, total))?;
+    let (memory_bytes, window) =
+        bring_back(&snapshot, &made, reader, options, progress).map_err(|error| taken_meanwhile(error, &snapshot))?;
+    Ok(Thawed {
+        pid: made.plan.pid,
+        session: made.plan.session,
+        pumps: made.pumps,
+        warnings,
+        memory_bytes,
+        window,
+    })
+}
+
+/// Rebuilds and resumes; returns how much memory came, and the window from the first to the last thread let go. An error leaves nothing.
+fn bring_back<R: Read + Send>(
+    snapshot: &Snapshot,
+    made: &Made,
+    reader: Reader<R>,
+    options: &Options,
+    progress: Progress<'_>,
+) -> Result<(u64, std::time::Duration)> {
+    let mut rebuilt = rebuild(snapshot, made)?;
+    let total = resident_bytes(snapshot);
+    let memory_bytes = fill(&mut rebuilt, reader, made, options.jobs, &|done| progress(done, total))?;
     rebuilt.finish()?;
 
     let pid_file = options
@@ -105,7 +125,7 @@ pub fn thaw(source: Source, options: &Options, progress: Progress<'_>) -> Result
         .as_deref()
         .map(|path| pid_file::create(path, made.plan.pid))
         .transpose()?;
-    fd::finish(&snapshot, &made.descriptions, &made.shared)?;
+    fd::finish(snapshot, &made.descriptions, &made.shared)?;
     rebuilt.arm_timers()?;
     foreground::hold_signals()?;
     foreground::hand_over_terminal(made.plan.pid, made.plan.session)?;
@@ -118,14 +138,21 @@ pub fn thaw(source: Source, options: &Options, progress: Progress<'_>) -> Result
     if let Some(pid_file) = pid_file {
         pid_file.keep();
     }
-    Ok(Thawed {
-        pid: made.plan.pid,
-        session: made.plan.session,
-        pumps: made.pumps,
-        warnings,
-        memory_bytes,
-        window,
-    })
+    Ok((memory_bytes, window))
+}
+
+/// Somebody may have taken an id between our look and its clone3(2), which then fails with EEXIST: that is a refusal as well.
+fn taken_meanwhile(error: anyhow::Error, snapshot: &Snapshot) -> anyhow::Error {
+    let is_exists = |cause: &std::io::Error| cause.raw_os_error() == Some(libc::EEXIST);
+    if !error.chain().filter_map(|cause| cause.downcast_ref()).any(is_exists) {
+        return error;
+    }
+    let pid = snapshot.processes.first().map_or(0, |process| process.pid);
+    let taken = machine::taken_ids(snapshot);
+    match taken.is_empty() {
+        true => error,
+        false => Refused(taken.iter().map(|taken| taken.refusal(pid)).collect()).into(),
+    }
 }
 
 fn decode<R: Read + Send>(input: R) -> Result<(Reader<R>, Snapshot)> {

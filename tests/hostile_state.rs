@@ -19,7 +19,11 @@ fn process(snapshot: &mut Snapshot) -> &mut Process {
 /// The last register set of the last thread: with several threads the failure comes when all of them are there.
 fn extended(snapshot: &mut Snapshot) -> &mut RegSet {
     let thread = process(snapshot).threads.last_mut().expect("it has threads");
-    thread.regsets.iter_mut().find(|set| set.note == 0x202).expect("it has an extended state")
+    thread
+        .regsets
+        .iter_mut()
+        .find(|set| set.note == 0x202)
+        .expect("it has an extended state")
 }
 
 fn pend(signal: i32) -> SigInfo {
@@ -51,7 +55,9 @@ const LIES: &[Lie] = &[
         let layout = &mut process(s).memory.layout;
         (layout.start_code, layout.end_code, layout.arg_start) = (u64::MAX, 1, u64::MAX);
     }),
-    ("an auxiliary vector longer than any", |s| process(s).memory.auxv = vec![1; 60 << 10]),
+    ("an auxiliary vector longer than any", |s| {
+        process(s).memory.auxv = vec![1; 60 << 10]
+    }),
     ("a [vdso] somewhere else", |s| {
         for vma in &mut process(s).memory.vmas {
             if vma.backing == Backing::Kernel("[vdso]".to_owned()) {
@@ -59,7 +65,9 @@ const LIES: &[Lie] = &[
             }
         }
     }),
-    ("a [vdso] of many", |s| process(s).memory.vmas[0].backing = Backing::Kernel("[vdso]".to_owned())),
+    ("a [vdso] of many", |s| {
+        process(s).memory.vmas[0].backing = Backing::Kernel("[vdso]".to_owned())
+    }),
     ("shared objects larger than everything", |s| {
         let object = cryopod::image::state::SharedObject {
             kind: cryopod::image::state::SharedKind::Anonymous,
@@ -70,8 +78,12 @@ const LIES: &[Lie] = &[
     ("pending signal 0", |s| process(s).pending.push(pend(0))),
     ("pending signal 65", |s| process(s).pending.push(pend(65))),
     ("pending SIGKILL", |s| process(s).pending.push(pend(9))),
-    ("pending SIGKILL of a thread", |s| process(s).threads[1].pending.push(pend(9))),
-    ("a negative pending signal", |s| process(s).threads[0].pending.push(pend(i32::MIN))),
+    ("pending SIGKILL of a thread", |s| {
+        process(s).threads[1].pending.push(pend(9))
+    }),
+    ("a negative pending signal", |s| {
+        process(s).threads[0].pending.push(pend(i32::MIN))
+    }),
     ("an action for SIGKILL", |s| {
         process(s).signal_actions.retain(|action| action.signal != 9);
         process(s).signal_actions.push(cryopod::image::state::SignalAction {
@@ -93,17 +105,25 @@ const LIES: &[Lie] = &[
         });
     }),
     ("an empty extended state", |s| extended(s).data.clear()),
-    ("an extended state that is too short", |s| extended(s).data.truncate(100)),
+    ("an extended state that is too short", |s| {
+        extended(s).data.truncate(100)
+    }),
     ("an extended state of odd length", |s| extended(s).data.extend([0; 3])),
-    ("an extended state with a wrong header", |s| extended(s).data[520..576].fill(0xff)),
-    ("unknown features in the extended state", |s| extended(s).data[512..520].fill(0xff)),
+    ("an extended state with a wrong header", |s| {
+        extended(s).data[520..576].fill(0xff)
+    }),
+    ("unknown features in the extended state", |s| {
+        extended(s).data[512..520].fill(0xff)
+    }),
     ("an unknown register set", |s| {
         process(s).threads[1].regsets.push(RegSet {
             note: 0x7777,
             data: vec![0; 64],
         });
     }),
-    ("general registers of another CPU", |s| process(s).threads[1].regsets[0].data.truncate(72)),
+    ("general registers of another CPU", |s| {
+        process(s).threads[1].regsets[0].data.truncate(72)
+    }),
     ("a soft limit above the hard one", |s| {
         for limit in &mut process(s).rlimits {
             (limit.soft, limit.hard) = (u64::MAX, 0);
@@ -121,7 +141,9 @@ const LIES: &[Lie] = &[
         entry.fd = (1 << 24) - 1;
     }),
     ("uid -1", |s| process(s).threads[1].credentials.uids = [u32::MAX; 4]),
-    ("capabilities that nobody has", |s| process(s).threads[1].credentials.effective = u64::MAX),
+    ("capabilities that nobody has", |s| {
+        process(s).threads[1].credentials.effective = u64::MAX
+    }),
     ("rseq at the end of the address space", |s| {
         let thread = &mut process(s).threads[1];
         thread.rseq = Some(cryopod::image::state::Rseq {
@@ -142,8 +164,12 @@ const LIES: &[Lie] = &[
             size: 1,
         };
     }),
-    ("a CPU mask without CPUs", |s| process(s).threads[1].scheduling.affinity = vec![0; 8]),
-    ("a policy that does not exist", |s| process(s).threads[1].scheduling.policy = 99),
+    ("a CPU mask without CPUs", |s| {
+        process(s).threads[1].scheduling.affinity = vec![0; 8]
+    }),
+    ("a policy that does not exist", |s| {
+        process(s).threads[1].scheduling.policy = 99
+    }),
     ("clocks at the end of time", |s| {
         s.host.boot_id = "another".to_owned();
         (s.clocks.monotonic_ns, s.clocks.boottime_ns) = (i64::MAX, i64::MIN);
@@ -156,7 +182,9 @@ const LIES: &[Lie] = &[
     ("a parent-death signal 99", |s| process(s).threads[1].pdeath_signal = 99),
     ("a path with a zero", |s| process(s).cwd = b"/tmp\0/x".to_vec()),
     ("an executable that is none", |s| process(s).exe = u32::MAX),
-    ("a thread without a name that ends", |s| process(s).threads[1].name = vec![b'x'; 4000]),
+    ("a thread without a name that ends", |s| {
+        process(s).threads[1].name = vec![b'x'; 4000]
+    }),
     ("content where nothing is mapped", |s| {
         let writable = |vma: &cryopod::image::state::Vma| vma.resident > 0 && vma.prot & 2 != 0;
         process(s).memory.vmas.retain(|vma| !writable(vma));
@@ -183,7 +211,10 @@ fn thaw(image: &Path) -> (Option<i32>, String) {
         std::thread::sleep(Duration::from_millis(2));
     }
     let output = child.wait_with_output().expect("it has ended");
-    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
 }
 
 #[test]

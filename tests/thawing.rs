@@ -221,6 +221,35 @@ fn a_pid_that_is_taken_is_refused_with_its_holder() {
     assert_eq!(program.wait().code(), Some(0));
 }
 
+/// An id is in use as long as a process group bears it, its leader may long be gone.
+#[test]
+fn a_pid_that_a_process_group_holds_is_refused_with_a_member() {
+    let script = r#"setpgrp; print "READY\n"; select(undef, undef, undef, 0.005) until -e "go";
+        exit 0 if fork; open(my $f, ">", "member"); print $f "$$ "; close $f; sleep 100"#;
+    let Some(frozen) = Frozen::perl(script) else {
+        return;
+    };
+    let mut thaw = frozen.thaw();
+    frozen.go();
+    let member_file = frozen.dir.path().join("member");
+    let member = || fs::read_to_string(&member_file).unwrap_or_default();
+    wait_until("a member of the group is there", || member().ends_with(' '));
+    assert_eq!(thaw.wait().code(), Some(0));
+    let refused = cryopod(&[&"thaw", &frozen.image]);
+    kill(
+        Pid::from_raw(member().trim().parse().expect("it is a pid")),
+        Signal::SIGKILL,
+    )
+    .expect("it is ours");
+    assert_eq!(refused.status.code(), Some(126), "{}", stderr(&refused));
+    let expected = format!(
+        "id {} is taken by a process group without its leader, of pid {}",
+        frozen.pid,
+        member().trim()
+    );
+    assert!(stderr(&refused).contains(&expected), "{}", stderr(&refused));
+}
+
 #[test]
 fn a_mapped_file_that_changed_is_refused() {
     if !can_thaw() {

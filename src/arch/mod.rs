@@ -2,6 +2,7 @@
 //!
 //! - `Registers`: the general registers (NT_PRSTATUS), with the system call convention.
 //! - `REGSETS`: the ELF notes of all other register sets to carry.
+//! - `unsupported_features`: what a register set needs and this CPU lacks, by name.
 //! - `TASK_SIZE`, `NAME`, `ELF_MACHINE`.
 //! - `Slot`, `SLOT_LEN`, `as_resumed`: the way home of a task whose registers are on loan.
 //! - `may_be_reissued`: which calls that gave EINTR without a handler may be issued again.

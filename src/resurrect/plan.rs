@@ -25,7 +25,32 @@ pub struct Machine {
     pub rlimits: Vec<Rlimit>,
     pub oom_score_adj: i32,
     /// Ids that the image wants and that are in use here, with what uses them.
-    pub taken: Vec<(i32, String)>,
+    pub taken: Vec<Taken>,
+    /// Threads whose registers this CPU cannot hold, with the features it lacks.
+    pub lacking: Vec<(i32, String)>,
+    /// vm.max_map_count.
+    pub max_mappings: u64,
+}
+
+/// An id that the image wants and that is in use here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    pub id: i32,
+    /// By what, in words.
+    pub holder: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl Taken {
+    pub fn refusal(&self, pid: i32) -> Refusal {
+        Refusal::new(
+            pid,
+            format!("id {}", self.id),
+            format!("is taken by {}", self.holder),
+            &*self.remedy,
+        )
+    }
 }
 
 /// What the user asked for.
@@ -72,6 +97,8 @@ pub fn plan(snapshot: &Snapshot, machine: &Machine, wishes: Wishes) -> Result<Pl
     );
     let mut refusals = against_ids(process, machine);
     refusals.extend(against_kernel(snapshot, process, machine));
+    refusals.extend(against_cpu(process, machine));
+    refusals.extend(against_mappings(process, machine));
     refusals.extend(against_limits(process, machine));
     refusals.extend(time_offsets.and_then(|_| against_clocks(process, machine)));
     refusals.extend(against_parent(process, wishes));
@@ -106,15 +133,7 @@ fn against_ids(process: &Process, machine: &Machine) -> Vec<Refusal> {
         let reason = "is the id that the program must have again, and choosing ids needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN";
         refusals.push(Refusal::new(pid, format!("pid {pid}"), reason, "run thaw as root"));
     }
-    for (id, holder) in &machine.taken {
-        let remedy = format!("wait until it has ended, or end it: kill {id}");
-        refusals.push(Refusal::new(
-            pid,
-            format!("id {id}"),
-            format!("is taken by {holder}"),
-            remedy,
-        ));
-    }
+    refusals.extend(machine.taken.iter().map(|taken| taken.refusal(pid)));
     if let Some(thread) = process.threads.iter().find(|thread| thread.tid > machine.pid_max) {
         let reason = format!("is above kernel.pid_max, {}, of this machine", machine.pid_max);
         refusals.push(Refusal::new(
@@ -150,6 +169,31 @@ fn against_kernel(snapshot: &Snapshot, process: &Process, machine: &Machine) -> 
         reason,
         "thaw it on a machine with that kernel and the same kind of CPU",
     ))
+}
+
+/// One refusal speaks for all threads: they ran on the same CPU.
+fn against_cpu(process: &Process, machine: &Machine) -> Option<Refusal> {
+    let (tid, features) = machine.lacking.first()?;
+    let object = format!("the registers of thread {tid}");
+    let reason = format!("need what this CPU lacks: {features}");
+    Some(Refusal::new(
+        process.pid,
+        object,
+        reason,
+        "thaw it on a machine with the same kind of CPU",
+    ))
+}
+
+fn against_mappings(process: &Process, machine: &Machine) -> Option<Refusal> {
+    /// Text and data of the stage, which is in place until the program goes on.
+    const OF_THE_STAGE: u64 = 2;
+    let count = process.memory.vmas.len() as u64;
+    let reason = format!(
+        "has {count} mappings, and vm.max_map_count of this machine is {}",
+        machine.max_mappings
+    );
+    let remedy = format!("raise it: sysctl vm.max_map_count={}", count + OF_THE_STAGE);
+    (count + OF_THE_STAGE > machine.max_mappings).then(|| Refusal::new(process.pid, "its memory", reason, remedy))
 }
 
 fn against_limits(process: &Process, machine: &Machine) -> Vec<Refusal> {

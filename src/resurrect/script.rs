@@ -1,7 +1,7 @@
 //! System calls of the task that is rebuilt, gathered and run many at a time by the stub. They read as calls.
 #![deny(unsafe_code)]
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 
 use super::stage::{DATA_LEN, OPS_MAX, Stage};
@@ -208,11 +208,8 @@ pub fn run_to_trap(task: &mut Stopped) -> Result<()> {
 
 fn failed(name: &str, op: &Op, result: i64) -> anyhow::Error {
     let args: Vec<String> = op.args.iter().map(|arg| format!("{arg:#x}")).collect();
-    anyhow!(
-        "{name}({}): {}",
-        args.join(", "),
-        std::io::Error::from_raw_os_error(-result as i32)
-    )
+    anyhow::Error::new(std::io::Error::from_raw_os_error(-result as i32))
+        .context(format!("{name}({})", args.join(", ")))
 }
 
 fn is_error(result: i64) -> bool {

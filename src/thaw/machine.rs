@@ -6,9 +6,10 @@ use std::fs;
 use anyhow::{Context, Result};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::arch;
 use crate::collect::{ProcDir, Status, clocks, limits, scheduling};
 use crate::image::state::Snapshot;
-use crate::resurrect::plan::Machine;
+use crate::resurrect::plan::{Machine, Taken};
 use crate::resurrect::timens::{HostClocks, TimeOffsets};
 use crate::resurrect::{Inherited, own_vdso};
 
@@ -46,6 +47,10 @@ pub fn look(snapshot: &Snapshot) -> Result<Machine> {
             .parse()
             .context("oom_score_adj")?,
         taken: taken_ids(snapshot),
+        lacking: lacking(snapshot),
+        max_mappings: read_line("/proc/sys/vm/max_map_count")?
+            .parse()
+            .context("vm.max_map_count")?,
     })
 }
 
@@ -71,31 +76,106 @@ fn read_line(path: &str) -> Result<String> {
         .to_owned())
 }
 
-/// Every task answers under /proc/TID, threads that no listing shows included.
-fn taken_ids(snapshot: &Snapshot) -> Vec<(i32, String)> {
-    let ids = snapshot
-        .processes
-        .iter()
-        .flat_map(|process| process.threads.iter().map(|thread| thread.tid));
-    ids.filter_map(|id| holder(id).map(|holder| (id, holder))).collect()
+fn lacking(snapshot: &Snapshot) -> Vec<(i32, String)> {
+    let threads = snapshot.processes.iter().flat_map(|process| &process.threads);
+    let lacking = threads.map(|thread| {
+        let sets = thread.regsets.iter();
+        let features: Vec<String> = sets
+            .flat_map(|set| arch::unsupported_features(set.note, &set.data))
+            .collect();
+        (thread.tid, features.join(", "))
+    });
+    lacking.filter(|(_, features)| !features.is_empty()).collect()
 }
 
-fn holder(id: i32) -> Option<String> {
+/// Ids of the image that are in use. Every task answers under /proc/TID, threads that no listing shows included; an id is also held by
+/// a process group or session whose leader has ended.
+pub fn taken_ids(snapshot: &Snapshot) -> Vec<Taken> {
+    let threads = snapshot.processes.iter().flat_map(|process| &process.threads);
+    let ids: Vec<i32> = threads.map(|thread| thread.tid).collect();
+    let mut taken: Vec<Taken> = ids.iter().filter_map(|id| taken_by_task(*id)).collect();
+    for member in members() {
+        for (id, what) in [(member.group, "process group"), (member.session, "session")] {
+            if ids.contains(&id) && !taken.iter().any(|taken| taken.id == id) {
+                taken.push(Taken {
+                    id,
+                    holder: format!("a {what} without its leader, of pid {} ({})", member.pid, member.name),
+                    remedy: format!("wait until it has ended, or end it: kill {}", member.pid),
+                });
+            }
+        }
+    }
+    taken
+}
+
+/// A process as a member of its process group and session.
+struct Member {
+    pid: i32,
+    name: String,
+    group: i32,
+    session: i32,
+}
+
+/// All processes; those that end meanwhile hold nothing any more.
+fn members() -> impl Iterator<Item = Member> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let stat = fs::read(entry.path().join("stat")).ok()?;
+        member(pid, &String::from_utf8_lossy(&stat))
+    })
+}
+
+/// From a line of /proc/PID/stat (proc_pid_stat(5)): the name may hold anything, the last parenthesis ends it.
+fn member(pid: i32, stat: &str) -> Option<Member> {
+    let (head, tail) = stat.rsplit_once(')')?;
+    let (_, name) = head.split_once('(')?;
+    // state, ppid, pgrp, session.
+    let mut fields = tail.split_ascii_whitespace().skip(2);
+    Some(Member {
+        pid,
+        name: name.to_owned(),
+        group: fields.next()?.parse().ok()?,
+        session: fields.next()?.parse().ok()?,
+    })
+}
+
+fn taken_by_task(id: i32) -> Option<Taken> {
     let status = Status::of(&ProcDir::by_pid(id).ok()?).ok()?;
     // It may be gone by now; then the id is free, or clone3 will say that it is not.
     let name = fs::read_to_string(format!("/proc/{id}/comm")).ok()?;
     let name = name.trim_end();
-    Some(match status.state {
-        'Z' => format!(
-            "{name}, which has ended and whose parent, pid {}, has not waited for it",
-            status.ppid
-        ),
-        _ if status.tgid != id => format!("a thread of pid {} ({name})", status.tgid),
-        _ => format!("process {name}"),
-    })
+    let remedy = format!("wait until it has ended, or end it: kill {}", status.tgid);
+    let (holder, remedy) = match status.state {
+        'Z' => {
+            let holder = format!(
+                "{name}, which has ended and whose parent, pid {}, has not waited for it",
+                status.ppid
+            );
+            (
+                holder,
+                format!("wait until pid {} has done so, or end that", status.ppid),
+            )
+        }
+        _ if status.tgid != id => (format!("a thread of pid {} ({name})", status.tgid), remedy),
+        _ => (format!("process {name}"), remedy),
+    };
+    Some(Taken { id, holder, remedy })
 }
 
 fn own_timer_slack() -> Result<u64> {
     let slack = nix::sys::prctl::get_timerslack().context("PR_GET_TIMERSLACK")?;
     Ok(slack.unsigned_abs().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_does_not_hide_a_group() {
+        let found = member(7, "7 (a) S 1 (b)) S 1 77 78 0 -1 4194304").expect("it is a line of stat");
+        assert_eq!((found.group, found.session, &*found.name), (77, 78, "a) S 1 (b)"));
+        assert!(member(7, "7 (a").is_none());
+    }
 }

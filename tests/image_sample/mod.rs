@@ -102,7 +102,7 @@ fn process(heap: u64, object: u64) -> Process {
             restorer: 0x40_2000,
             mask: 0,
         }],
-        pending: vec![SigInfo(vec![0; 128])],
+        pending: vec![SigInfo([15; 1].into_iter().chain([0; 127]).collect())],
         stopped_by: None,
         interval_timers: [
             TimerTime {

@@ -6,12 +6,14 @@ pub mod probe;
 mod regs;
 mod signal;
 mod way_home;
+mod xstate;
 
 pub use calls::may_be_reissued;
 pub use clone::{CloneArgs, clone3, raw_syscall};
 pub use regs::{Interrupted, Registers};
 pub use signal::{SIGACTION_LEN, signal_action};
 pub use way_home::{CALL_AT, RESULTS_AT, SLOT_LEN, Slot, as_resumed};
+pub use xstate::unsupported_features;
 
 pub const NAME: &str = "x86_64";
 /// e_machine of ELF files.
