@@ -8,7 +8,7 @@ pub mod probe;
 pub mod process;
 mod signals;
 
-pub use signals::{SignalInfo, kill, securebits, wait_for_signal};
+pub use signals::{Became, SignalInfo, kill, look_at_child, securebits, wait_for_signal};
 
 /// Whether the kernel gave this process rights by its executable: set-user-ID, set-group-ID, file capabilities.
 pub fn at_secure() -> bool {

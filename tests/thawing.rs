@@ -68,6 +68,47 @@ fn a_program_that_a_signal_ends_gives_128_and_its_number() {
     assert_eq!(thaw.wait().code(), Some(128 + 15));
 }
 
+/// The C library has no names for real-time signals; they end a program all the same.
+#[test]
+fn real_time_signals_pass_through() {
+    let Some(frozen) = Frozen::perl(WAIT_FOR_GO) else {
+        return;
+    };
+    let mut thaw = frozen.thaw();
+    let signal = libc::SIGRTMIN() + 3;
+    // SAFETY: kill takes numbers only; thaw is our child.
+    assert_eq!(unsafe { libc::kill(thaw.child_id(), signal) }, 0);
+    assert_eq!(thaw.wait().code(), Some(128 + signal));
+}
+
+/// A pipe whose reader has left is told of, but the program runs.
+#[test]
+fn detached_where_nobody_reads_the_pid_it_runs_all_the_same() {
+    let Some(frozen) = Frozen::perl(WAIT_FOR_GO) else {
+        return;
+    };
+    let (reader, writer) = std::io::pipe().expect("a pipe can be made");
+    drop(reader);
+    let errors = frozen.dir.path().join("errors");
+    let thaw = Command::new(CRYOPOD)
+        .args(["thaw", "--detach"])
+        .arg(&frozen.image)
+        .stdin(Stdio::null())
+        .stdout(writer)
+        .stderr(File::create(&errors).expect("the directory takes a file"))
+        .status()
+        .expect("cryopod runs");
+    let said = fs::read_to_string(&errors).expect("it was made");
+    assert_eq!(thaw.code(), Some(1), "{said}");
+    assert!(
+        said.contains(&format!("pid {} runs", frozen.pid)) && !said.contains("panicked"),
+        "{said}"
+    );
+    assert!(exists(frozen.pid));
+    frozen.go();
+    wait_until("the program ends", || matches!(state(frozen.pid), None | Some('Z')));
+}
+
 #[test]
 fn signals_sent_to_thaw_reach_the_program() {
     let names = ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "WINCH", "CONT", "TSTP"];

@@ -1,5 +1,6 @@
 //! `cryopod thaw`: the program goes on, in the foreground as if it had been started here, or detached.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::OnceLock;
@@ -112,8 +113,10 @@ pub fn run(args: &Args, verbosity: Verbosity) -> Result<ExitCode> {
         thawed.pid, thawed.memory_bytes, thawed.window
     ));
     if args.detach {
-        println!("{}", thawed.pid);
+        let pid = thawed.pid;
         detach_pumps(thawed)?;
+        // The program runs whether or not somebody reads this.
+        writeln!(std::io::stdout(), "{pid}").with_context(|| format!("pid {pid} runs, but cannot be printed"))?;
         return Ok(ExitCode::SUCCESS);
     }
     foreground::follow(thawed, args.stopped).map(ExitCode::from)

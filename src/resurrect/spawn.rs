@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::unistd::Pid;
@@ -184,7 +184,7 @@ impl SharedGate {
     fn error(&self, what: &'static str) -> Option<anyhow::Error> {
         match self.get().errno.load(Ordering::Acquire) {
             0 => None,
-            errno => Some(anyhow!("{what}: {}", std::io::Error::from_raw_os_error(errno))),
+            errno => Some(anyhow::Error::new(std::io::Error::from_raw_os_error(errno)).context(what)),
         }
     }
 }
@@ -228,12 +228,15 @@ fn clone_in_time_namespace(gate: &SharedGate) -> Result<Pid> {
     };
     // SAFETY: `helper` makes raw system calls only, on its copy of our stack.
     let helper = cloned(unsafe { clone3(&args, helper, gate.0.as_ptr() as u64) }, 0)?;
-    // SAFETY: a null status is allowed.
-    while unsafe { libc::waitpid(helper.as_raw(), ptr::null_mut(), libc::__WALL) } < 0 && Errno::last() == Errno::EINTR
+    let mut status = 0;
+    // SAFETY: `status` is live.
+    while unsafe { libc::waitpid(helper.as_raw(), &raw mut status, libc::__WALL) } < 0 && Errno::last() == Errno::EINTR
     {
     }
     match gate.error("make a time namespace with a process in it") {
         Some(error) => Err(error),
+        // Killed before it could say anything: then there may be no child of ours under that id.
+        None if status != 0 => bail!("the helper that makes a time namespace ended with status {status:#x}"),
         None => Ok(Pid::from_raw(gate.get().wanted_tid)),
     }
 }

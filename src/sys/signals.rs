@@ -32,6 +32,29 @@ pub fn wait_for_signal(set: &SigSet) -> nix::Result<SignalInfo> {
     }
 }
 
+/// What became of a child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Became {
+    Exited(i32),
+    Killed(i32),
+    Stopped(i32),
+    /// Nothing new.
+    Same,
+}
+
+/// waitpid(2) with WNOHANG and WUNTRACED, for signals that nix has no name for as well.
+pub fn look_at_child(pid: Pid) -> nix::Result<Became> {
+    let mut status = 0;
+    // SAFETY: `status` is live.
+    let rc = unsafe { libc::waitpid(pid.as_raw(), &raw mut status, libc::WNOHANG | libc::WUNTRACED) };
+    Ok(match Errno::result(rc)? {
+        0 => Became::Same,
+        _ if libc::WIFEXITED(status) => Became::Exited(libc::WEXITSTATUS(status)),
+        _ if libc::WIFSIGNALED(status) => Became::Killed(libc::WTERMSIG(status)),
+        _ => Became::Stopped(libc::WSTOPSIG(status)),
+    })
+}
+
 /// kill(2), for signals that nix has no name for as well: the real-time ones.
 pub fn kill(pid: Pid, signal: i32) -> nix::Result<()> {
     // SAFETY: the call takes numbers only.

@@ -10,13 +10,12 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask, raise};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stdin, dup2_stdout, getpgrp, tcgetpgrp, tcsetpgrp};
 
 use super::Thawed;
 use crate::fd::Pump;
 use crate::resurrect::plan::Session;
-use crate::sys;
+use crate::sys::{self, Became};
 
 /// Signals that pass through: all that can be caught, but those that report our own faults and our own children.
 const OWN: [Signal; 9] = [
@@ -105,13 +104,13 @@ impl Follower {
     /// Takes in what became of the program since the last look.
     fn report(&self, expected_stop: &mut bool) -> Result<Option<u8>> {
         loop {
-            match waitpid(self.pid, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
-                Ok(WaitStatus::Exited(_, code)) => return self.ended(code as u8).map(Some),
-                Ok(WaitStatus::Signaled(_, signal, _)) => return self.ended(128 + signal as u8).map(Some),
-                Ok(WaitStatus::Stopped(..)) if std::mem::take(expected_stop) => {}
-                Ok(WaitStatus::Stopped(..)) => self.stop_as_well()?,
-                Ok(WaitStatus::StillAlive) => return Ok(None),
-                Ok(_) | Err(Errno::EINTR) => {}
+            match sys::look_at_child(self.pid) {
+                Ok(Became::Exited(code)) => return self.ended(code as u8).map(Some),
+                Ok(Became::Killed(signal)) => return self.ended(128 + signal as u8).map(Some),
+                Ok(Became::Stopped(_)) if std::mem::take(expected_stop) => {}
+                Ok(Became::Stopped(_)) => self.stop_as_well()?,
+                Ok(Became::Same) => return Ok(None),
+                Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno).context("wait for the program"),
             }
         }

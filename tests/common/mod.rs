@@ -134,6 +134,11 @@ impl Program {
             .expect("it was started with a pipe as stdin, and this is the first call")
     }
 
+    /// Our child: the program, or the thaw in front of it.
+    pub fn child_id(&self) -> i32 {
+        self.child.id() as i32
+    }
+
     /// Sends a signal to the program itself.
     pub fn signal_program(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid), signal).expect("the program can be signalled");
