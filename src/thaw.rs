@@ -94,7 +94,7 @@ pub fn thaw(source: Source, options: &Options, progress: Progress<'_>) -> Result
     let mut warnings = Vec::new();
     warnings.extend_from_slice(&decided.warnings);
 
-    let made = make(&snapshot, decided)?;
+    let made = trust::with_rights_over_files(owner, options.trust, || make(&snapshot, decided))??;
     let (memory_bytes, window) =
         bring_back(&snapshot, &made, reader, options, progress).map_err(|error| taken_meanwhile(error, &snapshot))?;
     Ok(Thawed {
@@ -184,8 +184,10 @@ struct Decided {
 fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -> Result<Decided> {
     let machine = machine::look(snapshot)?;
     let stdio = Stdio::own()?;
-    let files = MappedFiles::open(snapshot, options.file_check);
-    let checked = fd::check(snapshot, &stdio);
+    let (files, checked) = trust::with_rights_over_files(owner, options.trust, || {
+        let files = MappedFiles::open(snapshot, options.file_check);
+        (files, fd::check(snapshot, &stdio))
+    })?;
     let wishes = Wishes {
         detach: options.detach,
         clock: options.clock,

@@ -397,6 +397,11 @@ fn root_does_not_thaw_what_others_could_have_written() {
     assert_eq!(thaw.status.code(), Some(126), "{}", stderr(&thaw));
     assert!(stderr(&thaw).contains("--trust"), "{}", stderr(&thaw));
     assert!(!exists(frozen.pid));
+    chown(&frozen.image, Some(0), Some(0)).expect("root may do that");
+    fs::set_permissions(&frozen.image, std::os::unix::fs::PermissionsExt::from_mode(0o620)).expect("root may do that");
+    let thaw = cryopod(&[&"thaw", &frozen.image]);
+    assert_eq!(thaw.status.code(), Some(126), "{}", stderr(&thaw));
+    assert!(stderr(&thaw).contains("can be written by others"), "{}", stderr(&thaw));
     let mut command = Command::new(CRYOPOD);
     let mut thaw = Program::thaw_by(
         command.args(["thaw", "--trust"]).arg(&frozen.image),
@@ -405,6 +410,44 @@ fn root_does_not_thaw_what_others_could_have_written() {
     );
     frozen.go();
     assert_eq!(thaw.wait().code(), Some(6));
+}
+
+/// What somebody else's image names as its files is opened with that user's rights, not with root's.
+#[test]
+fn root_opens_the_files_of_others_images_with_their_rights() {
+    if !can_thaw() {
+        return;
+    }
+    const NOBODY: u32 = 65534;
+    let dir = scratch();
+    let secret = dir.path().join("secret");
+    fs::write(&secret, "of root").expect("the directory takes a file");
+    fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("it is ours");
+    let script = format!(r#"open(my $f, "<", "secret") or die; print "READY\n"; {WAIT_FOR_GO} exit 6"#);
+    let mut command = Command::new("setpriv");
+    command.args([
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+    ]);
+    command
+        .args(["perl", "-e", &format!("$| = 1; {script}")])
+        .current_dir(dir.path());
+    let mut program = Program::start(&mut command);
+    program.wait_for(|line| line == "READY");
+    let frozen = Frozen::program(dir, program);
+    chown(&frozen.image, Some(NOBODY), Some(NOBODY)).expect("root may do that");
+    let mut thaw = frozen.thaw();
+    thaw.signal_program(Signal::SIGKILL);
+    assert_eq!(thaw.wait().code(), Some(128 + 9), "what is its own it gets");
+
+    fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("it is ours");
+    let refused = cryopod(&[&"thaw", &frozen.image]);
+    assert!(matches!(refused.status.code(), Some(125 | 126)), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("secret"), "{}", stderr(&refused));
+    assert!(!exists(frozen.pid));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result};
-use nix::unistd::Uid;
+use nix::unistd::{Gid, Uid, User, getgrouplist, getgroups, setfsgid, setfsuid, setgroups};
 
 use super::Source;
 use crate::image::state::{Process, Snapshot};
@@ -39,16 +39,12 @@ pub fn owner(source: &Source) -> Result<Option<Owner>> {
     }))
 }
 
-/// As root: an image file that is not root's, or that others can write, gets no other uid than its owner's and no capability.
+/// As root: an image file that is not root's, or that others can write, gets no other ids than its owner's and no capability.
 /// As anybody: a set-user-ID executable is thawed by its own user only, since it would run with that user's secrets in memory.
 pub fn against(snapshot: &Snapshot, owner: Option<Owner>, trust: Trust) -> Vec<Refusal> {
-    if trust == Trust::Anything {
-        return Vec::new();
-    }
-    let caller = Uid::effective();
     let processes = snapshot.processes.iter();
-    if caller.is_root() {
-        let Some(owner) = owner.filter(|owner| owner.uid != 0 || owner.writable_by_others) else {
+    if Uid::effective().is_root() {
+        let Some(owner) = untrusted(owner, trust) else {
             return Vec::new();
         };
         return processes.filter_map(|process| against_rights(process, owner)).collect();
@@ -58,19 +54,60 @@ pub fn against(snapshot: &Snapshot, owner: Option<Owner>, trust: Trust) -> Vec<R
         .collect()
 }
 
+/// The owner whose rights are all that the image may have.
+fn untrusted(owner: Option<Owner>, trust: Trust) -> Option<Owner> {
+    let others = owner.filter(|owner| owner.uid != 0 || owner.writable_by_others)?;
+    (trust == Trust::OwnersRights && Uid::effective().is_root()).then_some(others)
+}
+
+/// Runs `open` with the rights that the image's owner has over files, where the image is not to be trusted with ours: else it could
+/// name any file of this machine as one of its own.
+pub fn with_rights_over_files<T>(owner: Option<Owner>, trust: Trust, open: impl FnOnce() -> T) -> Result<T> {
+    let Some(owner) = untrusted(owner, trust).filter(|owner| owner.uid != 0) else {
+        return Ok(open());
+    };
+    let theirs = groups_of(owner.uid);
+    let own = getgroups().context("getgroups")?;
+    setgroups(&theirs).context("setgroups")?;
+    // Nobody's group, 65534, where the owner has none that we know of. An effective uid of 0 may set any, and without an error:
+    // setfsgid(2), setfsuid(2). Leaving uid 0 drops the capabilities over files, coming back raises them (capabilities(7)).
+    setfsgid(theirs.first().copied().unwrap_or(Gid::from_raw(65534)));
+    setfsuid(Uid::from_raw(owner.uid));
+    let opened = open();
+    setfsuid(Uid::effective());
+    setfsgid(Gid::effective());
+    setgroups(&own).context("setgroups")?;
+    Ok(opened)
+}
+
+/// The groups of a user, as the system's database has them; the file's own group may be anybody's (a set-group-ID directory).
+fn groups_of(uid: u32) -> Vec<Gid> {
+    let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else {
+        return Vec::new();
+    };
+    let name = std::ffi::CString::new(user.name).unwrap_or_default();
+    getgrouplist(&name, user.gid).unwrap_or_else(|_| vec![user.gid])
+}
+
 fn against_rights(process: &Process, owner: Owner) -> Option<Refusal> {
-    let others_id = process
-        .threads
-        .iter()
-        .any(|thread| thread.credentials.uids.iter().any(|uid| *uid != owner.uid));
+    let mut uids = process.threads.iter().flat_map(|thread| thread.credentials.uids);
+    // Uid 0 has root's files even without a capability: whoever may write root's file would get them.
+    let others_id = uids.any(|uid| uid != owner.uid || uid == 0);
+    let groups = groups_of(owner.uid);
+    let others_group = process.threads.iter().any(|thread| {
+        let credentials = &thread.credentials;
+        let mut asked = credentials.gids.iter().chain(&credentials.groups);
+        asked.any(|gid| !groups.contains(&Gid::from_raw(*gid)))
+    });
     let capable = process.threads.iter().any(|thread| {
         let credentials = &thread.credentials;
         credentials.permitted | credentials.effective | credentials.inheritable | credentials.ambient != 0
     });
-    let asks = match (others_id, capable) {
-        (false, false) => return None,
-        (true, _) => "another user's rights",
-        (false, true) => "capabilities",
+    let asks = match (others_id, others_group, capable) {
+        (true, _, _) => "another user's rights",
+        (_, true, _) => "another group's rights",
+        (_, _, true) => "capabilities",
+        _ => return None,
     };
     let whose = if owner.writable_by_others {
         "can be written by others".into()
