@@ -3,9 +3,11 @@
 mod common;
 
 use common::{CRYOPOD, Program, can_thaw, cryopod, exists, scratch, state, stderr, wait_until};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -234,6 +236,21 @@ fn a_dry_run_writes_nothing() {
     assert_code(&freeze, 0);
     assert!(!target.image().exists());
     target.unharmed();
+}
+
+/// As after ^Z of a program whose interval timer fires: nobody may see its signal before it goes on.
+#[test]
+fn a_signal_that_waits_for_a_stopped_process_is_left_to_wait() {
+    let mut target = Target::start();
+    target.program.signal_program(Signal::SIGSTOP);
+    wait_until("it is stopped", || state(target.program.pid) == Some('T'));
+    target.program.signal_program(Signal::SIGUSR1);
+    let output = target.freeze(&target.image(), &[]);
+    assert_code(&output, 3);
+    assert!(stderr(&output).contains("kill -CONT"), "{}", stderr(&output));
+    assert_eq!(state(target.program.pid), Some('T'), "it went on");
+    target.program.signal_program(Signal::SIGCONT);
+    assert_eq!(target.program.wait().signal(), Some(Signal::SIGUSR1 as i32));
 }
 
 #[test]

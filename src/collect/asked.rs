@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 
 use crate::image::state::{PosixTimer, SigAltStack, SignalAction, TimerTime};
+use crate::refusal::{Refusal, Refused};
 use crate::tracer::{self, Remote, StoppedProcess};
 
 /// Answers of the process as a whole.
@@ -35,7 +36,8 @@ pub fn ask(process: &mut StoppedProcess, timers: &mut [PosixTimer]) -> Result<An
     let mut of_threads = Vec::with_capacity(process.threads().len());
     for index in 0..process.threads().len() {
         let tid = process.threads()[index].tid();
-        let mut remote = Remote::borrow(process, index).with_context(|| format!("borrow thread {tid}"))?;
+        let pid = process.pid().as_raw();
+        let mut remote = Remote::borrow(process, index).map_err(|error| cannot_borrow(pid, error))?;
         let of_thread = ask_thread(&mut remote).with_context(|| format!("ask thread {tid}"));
         let of_process = match index {
             0 => ask_process(&mut remote, timers).context("ask the process").map(Some),
@@ -79,6 +81,17 @@ fn ask_process(remote: &mut Remote<'_>, timers: &mut [PosixTimer]) -> tracer::Re
         interval_timers: [remote.getitimer(0)?, remote.getitimer(1)?, remote.getitimer(2)?],
         threads: Vec::new(),
     })
+}
+
+/// A signal that came while the process was stopped is the user's to let in; every other failure is what it is.
+fn cannot_borrow(pid: i32, error: tracer::Error) -> anyhow::Error {
+    let tracer::Error::SignalWaits(tid) = error else {
+        return anyhow::Error::from(error).context("borrow a thread");
+    };
+    let object = format!("thread {tid}");
+    let reason = "is stopped, and a signal waits until it goes on, which cryopod would deliver now";
+    let remedy = format!("let it go on first (kill -CONT {pid})");
+    Refused::from(Refusal::new(pid, object, reason, remedy)).into()
 }
 
 /// A kernel that does not know a prctl(2) command says EINVAL: what it would tell is not set then.

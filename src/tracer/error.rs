@@ -14,6 +14,8 @@ pub enum Error {
         name: &'static str,
         errno: nix::Error,
     },
+    /// The process is stopped, and a signal waits until it goes on that a remote call would deliver now.
+    SignalWaits(Pid),
     /// The task did something that does not belong to the conversation.
     Unexpected { tid: Pid, what: String },
 }
@@ -58,6 +60,10 @@ impl fmt::Display for Error {
                     io::Error::from_raw_os_error(*errno as i32)
                 )
             }
+            Error::SignalWaits(tid) => write!(
+                f,
+                "task {tid} is stopped, and a signal waits that a call would deliver now"
+            ),
             Error::Unexpected { tid, what } => write!(f, "task {tid}: {what}"),
         }
     }

@@ -213,9 +213,7 @@ impl<'a> Loan<'a> {
                 return Ok(());
             }
             if self.process.group_stop().is_some() {
-                return Err(
-                    self.unexpected("is stopped, and signals wait until SIGCONT that a remote call would deliver now")
-                );
+                return Err(Error::SignalWaits(tid));
             }
             self.take_a_signal()?;
         }
