@@ -1,7 +1,7 @@
 //! What a process has besides memory and registers, in the order in which the kernel lets it be set.
 #![deny(unsafe_code)]
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::plan::Session;
 use super::process::{Parts, Rebuilt, sigmask_bit};
@@ -152,6 +152,15 @@ fn set_mm(script: &mut Script<'_>, memory: &Memory, exe_fd: i32) -> Result<()> {
 /// Those that the image does not list are the default ones, and are set as well: what is ignored stays so through execve(2), and we
 /// ignore SIGPIPE as all Rust programs do, and whatever nohup(1) or a shell's `&` made us ignore. SIGTRAP is set later: we trap by it.
 fn set_actions(script: &mut Script<'_>, actions: &[SignalAction]) -> Result<()> {
+    let default = |signal: i32| {
+        !actions
+            .iter()
+            .any(|action| action.signal == signal && action.handler != 0)
+    };
+    ensure!(
+        default(libc::SIGKILL) && default(libc::SIGSTOP),
+        "the image has an action for SIGKILL or SIGSTOP, which have none"
+    );
     let settable = (1..=64).filter(|signal| ![libc::SIGKILL, libc::SIGSTOP, libc::SIGTRAP].contains(signal));
     for signal in settable {
         match actions.iter().find(|action| action.signal == signal) {
