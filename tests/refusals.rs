@@ -70,6 +70,7 @@ refused! {
     secret_memory: "secret", "secret memory";
     sealed_memory: "sealed", "mapping ", "mseal";
     denied_writable_code: "mdwe", "PR_SET_MDWE";
+    segments_of_its_own: "ldt", "modify_ldt";
     a_seccomp_filter: "seccomp", "seccomp", "start the program without";
     a_mapping_of_a_deleted_file: "deleted", "mapping ", "was deleted", "restart the program";
     a_mapping_of_a_replaced_file: "replaced", "mapping ", "another file has its name", "restart the program";

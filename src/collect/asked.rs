@@ -14,6 +14,7 @@ pub struct Answers {
     pub child_subreaper: bool,
     pub thp_disable: u32,
     pub mdwe: u32,
+    pub has_ldt: bool,
     pub signal_actions: Vec<SignalAction>,
     pub interval_timers: [TimerTime; 3],
     /// In the order of the threads.
@@ -77,6 +78,7 @@ fn ask_process(remote: &mut Remote<'_>, timers: &mut [PosixTimer]) -> tracer::Re
         child_subreaper: remote.get_child_subreaper()?,
         thp_disable: remote.get_thp_disable()?,
         mdwe: none_if_unknown(remote.get_mdwe())?,
+        has_ldt: remote.has_ldt()?,
         signal_actions: signal_actions(remote)?,
         interval_timers: [remote.getitimer(0)?, remote.getitimer(1)?, remote.getitimer(2)?],
         threads: Vec::new(),

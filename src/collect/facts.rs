@@ -44,6 +44,8 @@ pub struct ProcessFacts {
     pub thp_disable: u32,
     /// PR_GET_MDWE: memory-deny-write-execute.
     pub mdwe: u32,
+    /// Segments of its own (modify_ldt(2)).
+    pub has_ldt: bool,
     pub layout: MemoryLayout,
     pub auxv: Vec<u8>,
     /// Of mappings whose memory policy is not the default one: addresses and policies, as numa_maps shows them.

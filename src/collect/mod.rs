@@ -194,6 +194,7 @@ fn process_facts(
         child_subreaper: answers.child_subreaper,
         thp_disable: answers.thp_disable,
         mdwe: answers.mdwe,
+        has_ldt: answers.has_ldt,
         layout: process::layout(&stat, answers.brk)?,
         auxv: dir.read("auxv")?,
         memory_policies: memory::policies(dir)?,

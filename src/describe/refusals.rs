@@ -91,6 +91,13 @@ impl Refusals {
                 "",
             );
         }
+        if facts.process.has_ldt {
+            self.add(
+                "the process",
+                "has segments of its own (modify_ldt), which cryopod does not carry yet",
+                "",
+            );
+        }
         if facts.process.thp_disable > 1 {
             self.add(
                 "the process",

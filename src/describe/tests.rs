@@ -102,6 +102,7 @@ fn process() -> ProcessFacts {
         child_subreaper: false,
         thp_disable: 0,
         mdwe: 0,
+        has_ldt: false,
         layout: MemoryLayout::default(),
         auxv: Vec::new(),
         memory_policies: Vec::new(),

@@ -3,7 +3,7 @@
 use super::loan::Loan;
 use super::process::StoppedProcess;
 use super::{Error, Result};
-use crate::arch::{SIGACTION_LEN, signal_action};
+use crate::arch::{self, SIGACTION_LEN, signal_action};
 use crate::image::state::{SigAltStack, SignalAction, TimerTime};
 
 /// A thread whose registers are on loan. While you hold one, the process is yours alone; [`give_back`](Self::give_back) ends the
@@ -137,6 +137,22 @@ impl<'a> Remote<'a> {
     pub fn get_mdwe(&mut self) -> Result<u32> {
         const PR_GET_MDWE: i32 = 66;
         Ok(self.prctl("PR_GET_MDWE", PR_GET_MDWE, 0)? as u32)
+    }
+
+    /// Whether the process has segments of its own: modify_ldt(2), function 0, returns how many bytes of them it has read. None are there
+    /// in a kernel without CONFIG_MODIFY_LDT_SYSCALL (ENOSYS).
+    pub fn has_ldt(&mut self) -> Result<bool> {
+        const READ: u64 = 0;
+        const ONE_ENTRY: u64 = 8;
+        let Some(number) = arch::MODIFY_LDT else {
+            return Ok(false);
+        };
+        let to = self.loan.results();
+        match self.call("modify_ldt", number, [READ, to, ONE_ENTRY, 0, 0, 0]) {
+            Ok(len) => Ok(len > 0),
+            Err(error) if error.errno() == Some(nix::Error::ENOSYS) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Commands of prctl(2) that get something are a family: unused arguments must be 0.

@@ -24,6 +24,8 @@ pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 pub const PAGE_SIZE: u64 = 4096;
 /// The extended state holds x87, SSE, AVX, AVX-512, PKRU and AMX (NT_X86_XSTATE).
 pub const REGSETS: &[u32] = &[0x202];
+/// modify_ldt(2), where the architecture has local descriptor tables.
+pub const MODIFY_LDT: Option<i64> = Some(libc::SYS_modify_ldt);
 /// The instruction that enters the kernel.
 pub const SYSCALL_INSTRUCTION: &[u8] = &[0x0f, 0x05];
 
