@@ -1,6 +1,7 @@
 //! timerfd_create(2): clock, time left, interval, and expirations that nobody has read.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::time::{ClockId, clock_gettime};
@@ -27,6 +28,10 @@ pub struct TimerFd {
     pub date_ns: Option<i64>,
 }
 
+/// How long a timer's interrupt may be late, in steps.
+const INTERRUPT: Duration = Duration::from_millis(1);
+const INTERRUPTS: usize = 3;
+
 impl Kind for TimerFd {
     fn claims(seen: &Seen, _look: &Look<'_>) -> bool {
         seen.is_anon_inode("[timerfd]") && !seen.only_path()
@@ -34,6 +39,7 @@ impl Kind for TimerFd {
 
     fn describe(probe: &Probe<'_>, look: &mut Look<'_>) -> Result<Self, Unfit> {
         let mut timer = TimerFd::parse(&probe.seen.info)?;
+        timer.settle(probe, look)?;
         if timer.ticks > 0 && timer.time.interval_ns > 0 {
             timer.count(probe, look)?;
         }
@@ -82,12 +88,34 @@ impl TimerFd {
         })
     }
 
+    /// A timer whose time has come shows no time left until the interrupt that counts it, on whichever CPU it is queued; so does one
+    /// that is not armed. A look a little later tells them apart.
+    fn settle(&mut self, probe: &Probe<'_>, look: &Look<'_>) -> Result<()> {
+        let first = (self.time, self.ticks);
+        for _ in 0..INTERRUPTS {
+            if self.time.left_ns > 0 || (self.time, self.ticks) != first {
+                break;
+            }
+            std::thread::sleep(INTERRUPT);
+            *self = TimerFd::parse(&look.source.fdinfo(probe.seen.fd)?)?;
+        }
+        Ok(())
+    }
+
     /// A periodic timer that expired stands still until somebody reads or asks it (timerfd_get_remaining(), fs/timerfd.c), and
     /// fdinfo shows neither how often it would have expired nor the time left. Asking it changes nothing that a read would
     /// return.
     fn count(&mut self, probe: &Probe<'_>, look: &Look<'_>) -> Result<()> {
-        let time = fds::timerfd_gettime(probe.file.as_fd()).context("timerfd_gettime")?;
-        self.time.left_ns = nanoseconds(time.it_value.tv_sec, time.it_value.tv_nsec)?;
+        for _ in 0..INTERRUPTS {
+            let time = fds::timerfd_gettime(probe.file.as_fd()).context("timerfd_gettime")?;
+            self.time.left_ns = nanoseconds(time.it_value.tv_sec, time.it_value.tv_nsec)?;
+            if self.time.left_ns > 0 {
+                break;
+            }
+            std::thread::sleep(INTERRUPT);
+        }
+        // It has expired, so it is armed: 0 would disarm it at the thaw.
+        self.time.left_ns = self.time.left_ns.max(1);
         self.ticks = look.source.fdinfo(probe.seen.fd)?.number("ticks", 10)?;
         Ok(())
     }
