@@ -85,7 +85,7 @@ fn a_program_whose_freezers_died_is_frozen_and_thawed() {
     let dir = tempfile::tempdir().expect("a directory for the image");
     let image = dir.path().join("app.img");
     run(Command::new(CRYOPOD)
-        .args(["freeze", "-q", &target.pid().to_string(), "-o"])
+        .args(["freeze", "-q", "--no-sync", &target.pid().to_string(), "-o"])
         .arg(&image));
     target.child.wait().expect("its end");
     run(Command::new(CRYOPOD).args(["thaw", "-q", "-d"]).arg(&image));
