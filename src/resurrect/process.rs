@@ -1,7 +1,7 @@
 //! Rebuilds one process: spawn, memory map, content (by [`Fill`]), state, threads; `resume` lets it go on.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -20,6 +20,7 @@ use super::uffd::{UFFD_USER_MODE_ONLY, Uffd};
 use crate::arch;
 use crate::fd::OwnerCall;
 use crate::image::state::{Backing, Process};
+use crate::sys::fds;
 use crate::tracer::Stopped;
 
 /// What was made for the process in our own descriptor table, and what it begins with.
@@ -155,16 +156,8 @@ pub(super) fn sigmask_bit(signal: i32) -> u64 {
 
 /// pidfd_getfd(2).
 fn fetch(pid: Pid, fd: i32) -> Result<OwnedFd> {
-    // SAFETY: both calls take numbers only; what they return is a new descriptor of ours.
-    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
-    let pidfd = Errno::result(pidfd).context("pidfd_open")?;
-    // SAFETY: as above.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd as i32) };
-    // SAFETY: as above.
-    let fetched = unsafe { libc::syscall(libc::SYS_pidfd_getfd, std::os::fd::AsRawFd::as_raw_fd(&pidfd), fd, 0) };
-    let fetched = Errno::result(fetched).context("pidfd_getfd")?;
-    // SAFETY: as above.
-    Ok(unsafe { OwnedFd::from_raw_fd(fetched as i32) })
+    let pidfd = fds::pidfd_open(pid).context("pidfd_open")?;
+    fds::pidfd_getfd(pidfd.as_fd(), fd).context("pidfd_getfd")
 }
 
 type Mapping = (String, std::ops::Range<u64>);

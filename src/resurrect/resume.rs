@@ -161,8 +161,8 @@ fn restart(stage: &Stage, task: &mut Stopped, thread: &Thread, syscall_at: u64) 
             Entered::Unknown => regs.reissue(),
         },
         (Some(Interrupted::RestartBlock), None) => regs.reissue(),
-        (Some(Interrupted::Fails), _) => regs.reissue(),
-        (Some(Interrupted::Restarts) | None, _) => {}
+        // The freeze has changed every EINTR that may be issued again; what is left is that of close(2) or connect(2).
+        (Some(Interrupted::Fails | Interrupted::Restarts) | None, _) => {}
     }
     Ok(regs)
 }
