@@ -248,6 +248,9 @@ fn a_signal_that_waits_for_a_stopped_process_is_left_to_wait() {
     let output = target.freeze(&target.image(), &[]);
     assert_code(&output, 3);
     assert!(stderr(&output).contains("kill -CONT"), "{}", stderr(&output));
+    // A stopped task that is detached wakes up in the kernel to stop again (__ptrace_unlink()). One that really goes on dies of SIGUSR1.
+    wait_until("it is stopped again", || state(target.program.pid) == Some('T'));
+    std::thread::sleep(std::time::Duration::from_millis(50));
     assert_eq!(state(target.program.pid), Some('T'), "it went on");
     target.program.signal_program(Signal::SIGCONT);
     assert_eq!(target.program.wait().signal(), Some(Signal::SIGUSR1 as i32));
