@@ -5,6 +5,7 @@ mod asked;
 mod clocks;
 mod facts;
 mod files;
+mod frozen;
 mod limits;
 mod memory;
 mod objects;
@@ -35,6 +36,7 @@ pub use clocks::clocks;
 pub use facts::{Facts, Mapping, Place, ProcessFacts, SharedFacts, ThreadFacts};
 pub use files::Found;
 pub use files::build_id;
+pub use frozen::is_frozen;
 pub use limits::limits;
 pub use memory::Area;
 pub use objects::{Object, given_name};
@@ -43,7 +45,7 @@ pub use proc::ProcDir;
 pub use scheduling::scheduling;
 pub use source::Source;
 pub use status::Status;
-pub use surroundings::{Relative, Surroundings, is_frozen, tracees};
+pub use surroundings::{Relative, Surroundings, tracees};
 
 /// Facts, and descriptors to read the content of shared objects.
 pub struct Collected {

@@ -89,30 +89,6 @@ pub fn foreign_namespaces(thread: &ProcDir) -> Result<Vec<String>> {
     Ok(foreign)
 }
 
-/// Whether the control group of the process is frozen: the tasks of such a group cannot be stopped by a tracer.
-pub fn is_frozen(process: &ProcDir) -> bool {
-    let Ok(groups) = process.text("cgroup") else {
-        return false;
-    };
-    groups.lines().any(|line| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        match (fields.next(), fields.next()) {
-            (Some(""), Some(path)) => unified_frozen(path),
-            (Some("freezer"), Some(path)) => {
-                let state = std::fs::read_to_string(format!("/sys/fs/cgroup/freezer{path}/freezer.state"));
-                state.is_ok_and(|state| state.trim() != "THAWED")
-            }
-            _ => false,
-        }
-    })
-}
-
-/// `frozen 1` in cgroup.events says that the group, or one above it, is frozen.
-fn unified_frozen(path: &str) -> bool {
-    let events = std::fs::read_to_string(format!("/sys/fs/cgroup{path}/cgroup.events"));
-    events.is_ok_and(|events| events.lines().any(|line| line == "frozen 1"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +97,5 @@ mod tests {
     fn our_own_namespaces_are_ours() {
         let own = ProcDir::by_pid(std::process::id() as i32).unwrap();
         assert_eq!(foreign_namespaces(&own).unwrap(), Vec::<String>::new());
-        assert!(!is_frozen(&own));
     }
 }

@@ -27,6 +27,8 @@ pub(super) struct Loan<'a> {
     slot: FreeSlot,
     results: u64,
     state: State,
+    /// The thread does not get to the end of a call, so that none is tried again.
+    stuck: bool,
     _pinned: Pinned,
 }
 
@@ -45,6 +47,9 @@ enum Attempt {
     /// A signal came first and was let in; the thread is home again, with other registers perhaps.
     SignalLetIn,
 }
+
+/// No call that a target is made to run takes that long.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A target that gets signals faster than it can run one call.
 const MAX_ATTEMPTS: usize = 10_000;
@@ -69,6 +74,7 @@ impl<'a> Loan<'a> {
             slot,
             results: 0,
             state: State::Home,
+            stuck: false,
             _pinned,
         };
         loan.let_pending_signals_in()?;
@@ -144,13 +150,30 @@ impl<'a> Loan<'a> {
     /// Some(signal): stopped at the delivery of a signal instead.
     fn run_to_syscall_stop(&mut self) -> Result<Option<i32>> {
         loop {
-            match self.thread_mut().task.resume_and_wait(Resume::ToSyscall, 0)? {
-                Stop::Syscall => return Ok(None),
-                Stop::Signal(signal) => return Ok(Some(signal)),
+            let task = &mut self.thread_mut().task;
+            task.resume(Resume::ToSyscall, 0)?;
+            match task.wait_until(Instant::now() + PATIENCE)? {
+                Some(Stop::Syscall) => return Ok(None),
+                Some(Stop::Signal(signal)) => return Ok(Some(signal)),
                 // A second stop of a group-stop, or an interrupt that came twice: nothing of ours changes by it.
-                Stop::Interrupted { .. } | Stop::Event(_) => {}
+                Some(Stop::Interrupted { .. } | Stop::Event(_)) => {}
+                None => return self.give_up(),
             }
         }
+    }
+
+    /// The thread gets no further, as in a control group that was frozen meanwhile (do_freezer_trap(), kernel/signal.c). It can be stopped
+    /// again all the same, and given its registers back.
+    fn give_up(&mut self) -> Result<Option<i32>> {
+        self.stuck = true;
+        let task = &mut self.thread_mut().task;
+        task.interrupt()?;
+        task.wait()?;
+        let what = format!(
+            "does not run a call within {} s: is its control group frozen?",
+            PATIENCE.as_secs()
+        );
+        Err(self.unexpected(&what))
     }
 
     /// From a signal-delivery stop on loan: the thread gets its own registers and the signal, and stops before it runs its handler.
@@ -324,7 +347,8 @@ impl Drop for Loan<'_> {
     fn drop(&mut self) {
         if self.state != State::Ended {
             // Whoever drops a loan has an error of its own to report. A thread that is gone needs nothing; else it is home, at least.
-            let _reported_already = self.finish().or_else(|_| self.go_home());
+            let finished = if self.stuck { self.go_home() } else { self.finish() };
+            let _reported_already = finished.or_else(|_| self.go_home());
         }
     }
 }
