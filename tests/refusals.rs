@@ -83,6 +83,26 @@ refused! {
     a_socket: "socket", "fd ", "socket";
     a_posix_lock: "posix_lock", "fd ", "lock";
     a_lock_of_a_file: "flock", "fd ", "lock";
+    a_process_with_the_same_memory: "memory_sharer", "process ", "shares its memory";
+    a_time_namespace_for_its_children: "time_of_children", "time_for_children namespace", "nsenter";
+}
+
+/// It pauses in int 0x80, and goes on in its handler.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_program_of_32_bits() {
+    let dir = scratch();
+    let mut program = Program::start(build::fixture("refused/bits32.c").current_dir(dir.path()));
+    program.wait_for(|line| line == "READY");
+    let image = dir.path().join("app.img");
+    for _ in 0..3 {
+        let freeze = cryopod(&[&"freeze", &program.pid.to_string(), &"-o", &image]);
+        assert_eq!(freeze.status.code(), Some(3), "{}", stderr(&freeze));
+        assert!(stderr(&freeze).contains("32-bit"), "{}", stderr(&freeze));
+        assert!(!image.exists());
+    }
+    program.signal(Signal::SIGUSR1);
+    program.expect_pass();
 }
 
 #[test]

@@ -328,6 +328,35 @@ fn a_traced_process_is_refused_by_the_name_of_its_tracer() {
     seize(pid).expect("it can be seized again");
 }
 
+/// As a thaw under load, which lets one thread after the other go. A tracer's tasks are let go at the end of its thread.
+#[test]
+fn threads_that_another_tracer_is_letting_go_are_waited_for() {
+    let target = Watched::start(build::fixture("freezer/watched.c"));
+    let pid = target.pid().as_raw();
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+    let tids = tasks.map(|task| {
+        task.expect("a thread")
+            .file_name()
+            .to_str()
+            .and_then(|tid| tid.parse::<i32>().ok())
+    });
+    let other = tids.flatten().find(|tid| *tid != pid).expect("it has several threads");
+    let (tell, told) = std::sync::mpsc::channel();
+    let tracer = std::thread::spawn(move || {
+        // SAFETY: PTRACE_SEIZE takes numbers only.
+        let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, other, 0, 0) };
+        tell.send(seized).expect("somebody listens");
+        std::thread::sleep(Duration::from_millis(300));
+    });
+    assert_eq!(told.recv().expect("it tells"), 0);
+    seize(target.pid())
+        .expect("it can be seized")
+        .resume()
+        .expect("it is let go");
+    tracer.join().expect("it does not panic");
+    target.assert_unharmed("after two tracers");
+}
+
 #[test]
 fn an_ended_main_thread_is_refused() {
     let target = Target::start(build::fixture("freezer/leader_gone.c"));

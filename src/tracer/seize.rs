@@ -85,15 +85,36 @@ impl Seizure {
             bail!(Refused::from(refuse::kernel_worker(self.pid, &stat)));
         }
         let before = BeforeStop::read(&self.proc, tid, stat.processor);
-        match Running::seize(tid, seize_options()) {
-            Ok(running) => self.interrupt(running)?,
-            Err(Error::Gone(_)) => return Ok(()),
-            Err(error) if error.errno() == Some(nix::Error::EPERM) => return self.explain_denial(tid),
-            Err(error) => return Err(error.into()),
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match Running::seize(tid, seize_options()) {
+                Ok(running) => self.interrupt(running)?,
+                Err(Error::Gone(_)) => return Ok(()),
+                Err(error) if error.errno() == Some(nix::Error::EPERM) => {
+                    if self.is_being_let_go(tid) && Instant::now() < deadline {
+                        std::thread::sleep(Duration::from_millis(1));
+                        continue;
+                    }
+                    return self.explain_denial(tid);
+                }
+                Err(error) => return Err(error.into()),
+            }
+            self.known.insert(tid);
+            self.before.insert(tid, before);
+            return Ok(());
         }
-        self.known.insert(tid);
-        self.before.insert(tid, before);
-        Ok(())
+    }
+
+    /// Whoever traces this thread does not trace the leader, which is ours by now: it is on its way in or out, as a thaw that lets one
+    /// thread after the other go.
+    fn is_being_let_go(&self, tid: Pid) -> bool {
+        let tracer = self.tracer_of(tid).unwrap_or(0);
+        tid != self.pid && tracer != 0 && tracer != i64::from(nix::unistd::gettid().as_raw())
+    }
+
+    /// None of a task that is gone.
+    fn tracer_of(&self, tid: Pid) -> Option<i64> {
+        self.proc.task_status(tid).ok()?.number("TracerPid")
     }
 
     /// A task in group-stop traps by the seize alone (ptrace_attach(), kernel/ptrace.c); an interrupt on top would trap it twice.
@@ -121,12 +142,7 @@ impl Seizure {
 
     /// EPERM also says that the task is ours already (born of one that we trace) or that it is ending.
     fn explain_denial(&mut self, tid: Pid) -> anyhow::Result<()> {
-        let tracer = self
-            .proc
-            .task_status(tid)
-            .ok()
-            .and_then(|status| status.number("TracerPid"));
-        match tracer {
+        match self.tracer_of(tid) {
             None => Ok(()), // gone
             Some(tracer) if tracer == i64::from(nix::unistd::gettid().as_raw()) => {
                 self.born(Running::born_traced(tid));
@@ -222,6 +238,7 @@ impl Seizure {
 
     fn into_process(mut self) -> anyhow::Result<StoppedProcess> {
         let memory = ProcessMemory::open(&self.proc).with_context(|| format!("open /proc/{}/mem", self.pid))?;
+        self.refuse_foreign()?;
         self.run_out_of_old_slots(&memory)?;
         let mut threads = Vec::with_capacity(self.stopped.len());
         let mut clocks = SchedulerClocks::default();
@@ -243,6 +260,18 @@ impl Seizure {
             dead_bytes: None,
             not_send: PhantomData,
         })
+    }
+
+    /// The first look at registers.
+    fn refuse_foreign(&self) -> anyhow::Result<()> {
+        for task in &self.stopped {
+            match task.regs() {
+                Ok(_) => {}
+                Err(Error::Unexpected { .. }) => bail!(Refused::from(refuse::foreign(self.pid))),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// A freezer that was killed leaves threads on their way home; let them arrive before anything is read.
@@ -268,14 +297,10 @@ impl Seizure {
         Ok(())
     }
 
-    /// Also the first look at registers: a program of another architecture is refused here.
     fn find_in_slots(&self, dead: &DeadBytes) -> anyhow::Result<Option<usize>> {
         for (at, task) in self.stopped.iter().enumerate() {
-            match task.regs() {
-                Ok(regs) if dead.contains(regs.pc()) => return Ok(Some(at)),
-                Ok(_) => {}
-                Err(Error::Unexpected { .. }) => bail!(Refused::from(refuse::foreign(self.pid))),
-                Err(error) => return Err(error.into()),
+            if dead.contains(task.regs()?.pc()) {
+                return Ok(Some(at));
             }
         }
         Ok(None)
