@@ -74,7 +74,7 @@ fn process(
         dumpable: facts.dumpable,
         coredump_filter: facts.coredump_filter,
         child_subreaper: facts.child_subreaper,
-        thp_disable: facts.thp_disable != 0,
+        settings: facts.settings,
         memory: Memory {
             vmas,
             layout: facts.layout,

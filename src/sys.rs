@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 pub mod fds;
 pub mod probe;
 pub mod process;
+pub mod settings;
 mod signals;
 
 pub use signals::{Became, SignalInfo, kill, look_at_child, securebits, wait_for_signal};

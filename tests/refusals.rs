@@ -68,8 +68,6 @@ refused! {
     an_asynchronous_queue: "aio", "asynchronous";
     memory_of_performance_events: "perf", "mapping ", "cannot be carried";
     secret_memory: "secret", "secret memory";
-    sealed_memory: "sealed", "mapping ", "mseal";
-    denied_writable_code: "mdwe", "PR_SET_MDWE";
     segments_of_its_own: "ldt", "modify_ldt";
     a_seccomp_filter: "seccomp", "seccomp", "start the program without";
     a_mapping_of_a_deleted_file: "deleted", "mapping ", "was deleted", "restart the program";

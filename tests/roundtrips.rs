@@ -16,11 +16,13 @@ mod memory {
     roundtrip!(marked, "memory/marked.c");
     roundtrip!(memfd, "memory/memfd.c");
     roundtrip!(memfd_without_descriptor, "memory/memfd_without_descriptor.c");
+    roundtrip!(policy, "memory/policy.c");
     roundtrip!(private_file, "memory/private_file.c");
     roundtrip!(protections, "memory/protections.c");
     roundtrip!(relro, "memory/relro.c");
     roundtrip!(remapped, "memory/remapped.c");
     roundtrip!(same_maps, "memory/same_maps.c");
+    roundtrip!(sealed, "memory/sealed.c");
     roundtrip!(shared_anon, "memory/shared_anon.c");
     roundtrip!(shared_file, "memory/shared_file.c");
     roundtrip!(sparse, "memory/sparse.c");
@@ -33,9 +35,11 @@ mod threads {
 
     roundtrip!(alternate_stack, "threads/alternate_stack.c");
     roundtrip!(contended, "threads/contended.c");
+    roundtrip!(dispatch, "threads/dispatch.c");
     roundtrip!(hundred, "threads/hundred.c");
     roundtrip!(join, "threads/join.c");
     roundtrip!(masks, "threads/masks.c");
+    roundtrip!(membarrier, "threads/membarrier.c");
     roundtrip!(registers, "threads/registers.c");
     roundtrip!(robust, "threads/robust.c");
     roundtrip!(rseq, "threads/rseq.c");
@@ -92,6 +96,7 @@ mod identity {
     roundtrip!(ids, "identity/ids.c");
     roundtrip!(inherited, "identity/inherited.c");
     roundtrip!(limits, "identity/limits.c");
+    roundtrip!(prctl, "identity/prctl.c");
     roundtrip!(proc_names, "identity/proc_names.c");
     roundtrip!(root, "identity/root.c");
     roundtrip!(securebits, "identity/securebits.c");
@@ -111,7 +116,7 @@ mod clock {
 fn no_fixture_is_forgotten() {
     let here = include_str!("roundtrips.rs");
     let real = include_str!("real_programs.rs");
-    let others = ["freezer", "refused"]; // used by tests of their own
+    let others = ["exact", "freezer", "refused"]; // used by tests of their own
     let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     for family in fixtures
         .read_dir()

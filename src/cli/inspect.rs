@@ -3,6 +3,7 @@
 mod gather;
 mod names;
 mod report;
+mod settings;
 mod stored;
 mod text;
 

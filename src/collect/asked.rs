@@ -1,7 +1,11 @@
 //! What no interface shows from outside: the process is asked, by system calls that its threads are made to run.
 
+use std::collections::HashMap;
+
 use anyhow::{Context, Result};
 
+use super::speculation;
+use crate::image::state::{MemoryPolicy, ProcessSettings};
 use crate::image::state::{PosixTimer, SigAltStack, SignalAction, TimerTime};
 use crate::refusal::{Refusal, Refused};
 use crate::tracer::{self, Remote, StoppedProcess};
@@ -12,9 +16,10 @@ pub struct Answers {
     pub brk: u64,
     pub dumpable: u32,
     pub child_subreaper: bool,
-    pub thp_disable: u32,
-    pub mdwe: u32,
+    pub settings: ProcessSettings,
     pub has_ldt: bool,
+    /// Of the mappings that begin at the addresses that were asked about.
+    pub memory_policies: HashMap<u64, MemoryPolicy>,
     pub signal_actions: Vec<SignalAction>,
     pub interval_timers: [TimerTime; 3],
     /// In the order of the threads.
@@ -29,26 +34,51 @@ pub struct ThreadAnswers {
     pub pdeath_signal: i32,
     pub securebits: u32,
     pub timer_slack_ns: u64,
+    pub tsc: u32,
+    pub cpuid_faults: bool,
+    pub speculation: [u32; 3],
+    pub memory_policy: Option<MemoryPolicy>,
 }
 
-/// Asks the first thread about the process, and each about itself; fills in the times of `timers`.
-pub fn ask(process: &mut StoppedProcess, timers: &mut [PosixTimer]) -> Result<Answers> {
+/// What to ask beyond what every program is asked.
+pub struct Questions<'a> {
+    /// Their times are filled in.
+    pub timers: &'a mut [PosixTimer],
+    /// Where mappings begin that may have a memory policy.
+    pub mappings: Vec<u64>,
+    /// In the order of the threads: what /proc/TID/status tells of speculation control.
+    pub speculation: Vec<[Option<u32>; 3]>,
+    /// Whether the CPU can make the instruction CPUID raise a signal.
+    pub cpuid_may_fault: bool,
+}
+
+/// Asks the first thread about the process, and each about itself.
+pub fn ask(process: &mut StoppedProcess, mut questions: Questions<'_>) -> Result<Answers> {
     let mut answers = Answers::default();
+    let mut first_speculation = [0; 3];
     let mut of_threads = Vec::with_capacity(process.threads().len());
     for index in 0..process.threads().len() {
         let tid = process.threads()[index].tid();
         let pid = process.pid().as_raw();
         let mut remote = Remote::borrow(process, index).map_err(|error| cannot_borrow(pid, error))?;
-        let of_thread = ask_thread(&mut remote).with_context(|| format!("ask thread {tid}"));
+        let known = speculation::known(&questions.speculation[index], index, first_speculation);
+        let of_thread = ask_thread(&mut remote, known, questions.cpuid_may_fault);
+        let of_thread = of_thread.with_context(|| format!("ask thread {tid}"));
         let of_process = match index {
-            0 => ask_process(&mut remote, timers).context("ask the process").map(Some),
+            0 => ask_process(&mut remote, &mut questions)
+                .context("ask the process")
+                .map(Some),
             _ => Ok(None),
         };
         // Whatever came of it, the thread gets its registers back.
         remote
             .give_back()
             .with_context(|| format!("give thread {tid} its registers back"))?;
-        of_threads.push(of_thread?);
+        let of_thread = of_thread?;
+        if index == 0 {
+            first_speculation = of_thread.speculation;
+        }
+        of_threads.push(of_thread);
         answers = of_process?.unwrap_or(answers);
     }
     Ok(Answers {
@@ -57,28 +87,56 @@ pub fn ask(process: &mut StoppedProcess, timers: &mut [PosixTimer]) -> Result<An
     })
 }
 
-fn ask_thread(remote: &mut Remote<'_>) -> tracer::Result<ThreadAnswers> {
+fn ask_thread(
+    remote: &mut Remote<'_>,
+    known: [Option<u32>; 3],
+    cpuid_may_fault: bool,
+) -> tracer::Result<ThreadAnswers> {
+    let mut speculation = [0; 3];
+    for (which, known) in known.into_iter().enumerate() {
+        speculation[which] = match known {
+            Some(state) => state,
+            None => remote.get_speculation(which as u32)?,
+        };
+    }
     Ok(ThreadAnswers {
         sigaltstack: remote.sigaltstack()?,
         clear_child_tid: remote.get_tid_address()?,
         pdeath_signal: remote.get_pdeath_signal()?,
         securebits: remote.get_securebits()?,
         timer_slack_ns: remote.get_timer_slack()?,
+        tsc: remote.get_tsc()?,
+        cpuid_faults: cpuid_may_fault && remote.cpuid_faults()?,
+        speculation,
+        memory_policy: remote.memory_policy(None)?,
     })
 }
 
-fn ask_process(remote: &mut Remote<'_>, timers: &mut [PosixTimer]) -> tracer::Result<Answers> {
-    for timer in timers {
+fn ask_process(remote: &mut Remote<'_>, questions: &mut Questions<'_>) -> tracer::Result<Answers> {
+    for timer in questions.timers.iter_mut() {
         timer.time = remote.timer_gettime(timer.id)?;
         timer.overrun = remote.timer_getoverrun(timer.id)?;
+    }
+    let mut memory_policies = HashMap::new();
+    for &address in &questions.mappings {
+        if let Some(policy) = remote.memory_policy(Some(address))? {
+            memory_policies.insert(address, policy);
+        }
     }
     Ok(Answers {
         brk: remote.brk()?,
         dumpable: remote.get_dumpable()?,
         child_subreaper: remote.get_child_subreaper()?,
-        thp_disable: remote.get_thp_disable()?,
-        mdwe: none_if_unknown(remote.get_mdwe())?,
+        settings: ProcessSettings {
+            thp_disable: remote.get_thp_disable()?,
+            mdwe: remote.get_mdwe()?,
+            memory_merge: remote.get_memory_merge()?,
+            membarrier: remote.membarrier_registrations()?,
+            futex_slots: remote.get_futex_slots()?,
+            xstate_permission: remote.xstate_permission()?,
+        },
         has_ldt: remote.has_ldt()?,
+        memory_policies,
         signal_actions: signal_actions(remote)?,
         interval_timers: [remote.getitimer(0)?, remote.getitimer(1)?, remote.getitimer(2)?],
         threads: Vec::new(),
@@ -94,14 +152,6 @@ fn cannot_borrow(pid: i32, error: tracer::Error) -> anyhow::Error {
     let reason = "is stopped, and a signal waits until it goes on, which cryopod would deliver now";
     let remedy = format!("let it go on first (kill -CONT {pid})");
     Refused::from(Refusal::new(pid, object, reason, remedy)).into()
-}
-
-/// A kernel that does not know a prctl(2) command says EINVAL: what it would tell is not set then.
-fn none_if_unknown(answer: tracer::Result<u32>) -> tracer::Result<u32> {
-    match answer {
-        Err(error) if error.errno() == Some(nix::Error::EINVAL) => Ok(0),
-        other => other,
-    }
 }
 
 /// All but those that are as after execve(2) with nothing ignored: the default action, without flags.

@@ -10,6 +10,7 @@ use crate::fd::Looked;
 use crate::image::state::{
     Clocks, Host, MemoryLayout, Name, PosixTimer, Rlimit, SharedObject, SigInfo, SignalAction, Thread, TimerTime,
 };
+use crate::image::state::{MemoryPolicy, ProcessSettings};
 
 #[derive(Debug)]
 pub struct Facts {
@@ -40,16 +41,11 @@ pub struct ProcessFacts {
     pub dumpable: u32,
     pub coredump_filter: u32,
     pub child_subreaper: bool,
-    /// As PR_GET_THP_DISABLE returns it: 0, or 1 with flags (Linux 6.18).
-    pub thp_disable: u32,
-    /// PR_GET_MDWE: memory-deny-write-execute.
-    pub mdwe: u32,
+    pub settings: ProcessSettings,
     /// Segments of its own (modify_ldt(2)).
     pub has_ldt: bool,
     pub layout: MemoryLayout,
     pub auxv: Vec<u8>,
-    /// Of mappings whose memory policy is not the default one: addresses and policies, as numa_maps shows them.
-    pub memory_policies: Vec<String>,
     pub signal_actions: Vec<SignalAction>,
     pub pending: Vec<SigInfo>,
     pub stopped_by: Option<i32>,
@@ -70,6 +66,8 @@ pub struct Mapping {
     pub area: Area,
     pub object: Object,
     pub populated: Populated,
+    /// mbind(2).
+    pub policy: Option<MemoryPolicy>,
 }
 
 /// A thread, ready for the image, and what may stand against it.
@@ -82,8 +80,8 @@ pub struct ThreadFacts {
     pub foreign_namespaces: Vec<String>,
     /// What it has of its own that threads usually share with the leader: `its table of descriptors`.
     pub unshared: Vec<&'static str>,
-    /// Syscall user dispatch is on (prctl(2), PR_SET_SYSCALL_USER_DISPATCH).
-    pub dispatches: bool,
+    /// System calls come back to it as signals at this moment (prctl(2), PR_SET_SYSCALL_USER_DISPATCH).
+    pub is_blocking: bool,
 }
 
 /// A shared object and the stretches of it that hold data, as offset and length.

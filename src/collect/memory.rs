@@ -52,31 +52,6 @@ pub fn areas(dir: &ProcDir) -> Result<Vec<Area>> {
     Ok(areas)
 }
 
-/// Lines of /proc/PID/numa_maps (numa(7)) of mappings with a policy of their own. On a machine with one node, or a kernel that knows
-/// no others, a policy has no effect.
-pub fn policies(dir: &ProcDir) -> Result<Vec<String>> {
-    let nodes = std::fs::read_to_string("/sys/devices/system/node/online").unwrap_or_default();
-    if matches!(nodes.trim(), "" | "0") {
-        return Ok(Vec::new());
-    }
-    let text = dir.read_if_any("numa_maps")?.unwrap_or_default();
-    Ok(with_policy(&String::from_utf8_lossy(&text)))
-}
-
-/// `7f6a4f1f4000 bind:1 anon=3 dirty=3 …`
-fn with_policy(numa_maps: &str) -> Vec<String> {
-    let mut lines = Vec::new();
-    for line in numa_maps.lines() {
-        let mut words = line.split(' ');
-        if let (Some(address), Some(policy)) = (words.next(), words.next())
-            && policy != "default"
-        {
-            lines.push(format!("{address} {policy}"));
-        }
-    }
-    lines
-}
-
 fn parse(text: &[u8]) -> Result<Vec<Area>> {
     let mut areas: Vec<Area> = Vec::new();
     for line in text.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
@@ -204,14 +179,6 @@ mod tests {
         assert!(areas[1].shared && areas[1].name.is_empty());
         assert_eq!(areas[2].name, b"/tmp/a\nb (deleted)");
         assert_eq!(areas[3].prot, 4);
-    }
-
-    #[test]
-    fn a_memory_policy_is_noticed() {
-        // Linux 6.18.
-        let text = "5633c8fc5000 default file=/usr/bin/cat mapped=2 N0=2 kernelpagesize_kB=4\n\
-            7f6a4f1f4000 bind:1 anon=3 dirty=3 N1=3 kernelpagesize_kB=4\n";
-        assert_eq!(with_policy(text), ["7f6a4f1f4000 bind:1"]);
     }
 
     #[test]

@@ -10,24 +10,29 @@ mod limits;
 mod memory;
 mod objects;
 mod pagemap;
+mod policies;
 mod proc;
 mod process;
 mod scheduling;
 mod source;
+mod speculation;
 mod status;
 mod surroundings;
+mod task_flags;
 mod threads;
 mod timers;
 mod waits;
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result};
 
 use crate::fd::{self, SharedObjects};
+use crate::image::state::MemoryPolicy;
 use crate::image::state::{PosixTimer, SharedObject};
 use crate::tracer::StoppedProcess;
-use asked::Answers;
+use asked::{Answers, Questions};
 use objects::Finder;
 use pagemap::Scanner;
 use threads::{Look, Restrictions};
@@ -46,6 +51,7 @@ pub use scheduling::scheduling;
 pub use source::Source;
 pub use status::Status;
 pub use surroundings::{Relative, Surroundings, tracees};
+pub use task_flags::TaskFlags;
 
 /// Facts, and descriptors to read the content of shared objects.
 pub struct Collected {
@@ -57,7 +63,8 @@ pub struct Collected {
 pub fn collect(process: &mut StoppedProcess, tracees: Vec<Relative>) -> Result<Collected> {
     let dir = ProcDir::of(process.proc()).context("duplicate /proc/PID")?;
     let clocks = clocks::clocks(&dir)?;
-    let restrictions = process.threads().iter().map(|thread| Restrictions::of(&dir, thread));
+    let each = process.threads().iter();
+    let restrictions = each.map(|thread| Restrictions::of(&dir, thread, process.memory()));
     let restrictions = restrictions.collect::<Result<Vec<_>>>()?;
     let mut timers = timers::posix_timers(&dir)?;
     for index in 0..process.threads().len() {
@@ -67,14 +74,22 @@ pub fn collect(process: &mut StoppedProcess, tracees: Vec<Relative>) -> Result<C
     }
     // Threads that may not be asked are refused, so that their answers are not missed.
     let mut answers = match restrictions.iter().all(Restrictions::may_be_asked) {
-        true => asked::ask(process, &mut timers)?,
+        true => {
+            let questions = Questions {
+                timers: &mut timers,
+                mappings: policies::candidates(&dir)?,
+                speculation: restrictions.iter().map(|known| known.status.speculation).collect(),
+                cpuid_may_fault: crate::arch::probe::cpuid_may_fault(),
+            };
+            asked::ask(process, questions)?
+        }
         false => Answers::default(),
     };
     // From here on nothing of the process changes: a loan may have let a signal in.
     let threads = threads(process, &dir, restrictions, std::mem::take(&mut answers.threads))?;
     let mut shared = SharedObjects::new()?;
     let descriptors = fd::look(process.pid(), dir.as_fd(), &mut shared)?;
-    let mappings = mappings(&dir, &mut shared)?;
+    let mappings = mappings(&dir, &mut shared, &mut answers.memory_policies)?;
     let (objects, files) = shared.into_parts();
     let facts = Facts {
         pid: process.pid().as_raw(),
@@ -123,7 +138,11 @@ fn surroundings(process: &StoppedProcess, tracees: Vec<Relative>, foreign: Vec<S
     })
 }
 
-fn mappings(dir: &ProcDir, shared: &mut SharedObjects) -> Result<Vec<Mapping>> {
+fn mappings(
+    dir: &ProcDir,
+    shared: &mut SharedObjects,
+    policies: &mut HashMap<u64, MemoryPolicy>,
+) -> Result<Vec<Mapping>> {
     let scanner = Scanner::new(dir)?;
     let mut finder = Finder::new(dir, shared);
     let mut mappings = Vec::new();
@@ -136,6 +155,7 @@ fn mappings(dir: &ProcDir, shared: &mut SharedObjects) -> Result<Vec<Mapping>> {
             false => Populated::default(),
         };
         mappings.push(Mapping {
+            policy: policies.remove(&area.start),
             area,
             object,
             populated,
@@ -194,12 +214,10 @@ fn process_facts(
         dumpable: answers.dumpable,
         coredump_filter: process::coredump_filter(dir)?,
         child_subreaper: answers.child_subreaper,
-        thp_disable: answers.thp_disable,
-        mdwe: answers.mdwe,
+        settings: answers.settings,
         has_ldt: answers.has_ldt,
         layout: process::layout(&stat, answers.brk)?,
         auxv: dir.read("auxv")?,
-        memory_policies: memory::policies(dir)?,
         signal_actions: answers.signal_actions,
         pending: process.threads()[0].shared_pending()?,
         stopped_by: process.group_stop(),

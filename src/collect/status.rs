@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::proc::ProcDir;
+use super::speculation::{self, States};
 use crate::image::state::Credentials;
 
 /// The lines that matter here. All but `umask` are facts of one thread.
@@ -20,6 +21,8 @@ pub struct Status {
     pub credentials: Credentials,
     /// SECCOMP_MODE_*: 0 none, 1 strict, 2 filter.
     pub seccomp: u32,
+    /// Of PR_SPEC_STORE_BYPASS, PR_SPEC_INDIRECT_BRANCH, PR_SPEC_L1D_FLUSH, where the file tells without doubt.
+    pub speculation: States<Option<u32>>,
     /// "x86_Thread_features:", as `shstk` (Linux 6.6).
     pub features: Vec<String>,
 }
@@ -63,6 +66,8 @@ impl Status {
             "CapAmb" => credentials.ambient = mask(value)?,
             "NoNewPrivs" => credentials.no_new_privs = value == "1",
             "Seccomp" => self.seccomp = value.parse()?,
+            "Speculation_Store_Bypass" => self.speculation[0] = speculation::store_bypass(value),
+            "SpeculationIndirectBranch" => self.speculation[1] = speculation::indirect_branch(value),
             "x86_Thread_features" => self.features = value.split_whitespace().map(str::to_owned).collect(),
             _ => {}
         }

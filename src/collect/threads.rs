@@ -5,35 +5,50 @@ use anyhow::{Context, Result};
 use super::asked::ThreadAnswers;
 use super::facts::ThreadFacts;
 use super::proc::ProcDir;
+use super::process;
 use super::scheduling;
 use super::status::Status;
 use super::surroundings::foreign_namespaces;
+use super::task_flags::TaskFlags;
 use super::waits;
 use crate::arch::Interrupted;
 use crate::image::state::{Credentials, RegSet, Thread, TimedWait};
+use crate::image::state::{Dispatch, ThreadSettings};
 use crate::sys::process::{self as sys, Shared};
-use crate::tracer::{StoppedProcess, StoppedThread};
+use crate::tracer::{ProcessMemory, StoppedProcess, StoppedThread};
 
 /// What stands against asking a thread: a call that a filter forbids would kill it, one in 32-bit code would be another call.
 #[derive(Debug)]
 pub struct Restrictions {
     pub status: Status,
     pub is_native: bool,
-    pub dispatches: bool,
+    pub dispatch: Option<Dispatch>,
+    /// Its dispatch is on, and the byte that switches it says that calls come back to it as signals.
+    pub is_blocking: bool,
 }
 
 impl Restrictions {
-    pub fn of(process: &ProcDir, thread: &StoppedThread) -> Result<Self> {
+    pub fn of(process: &ProcDir, thread: &StoppedThread, memory: &ProcessMemory) -> Result<Self> {
+        let dispatch = thread.dispatch()?;
         Ok(Restrictions {
             status: Status::of(&process.thread(thread.tid().as_raw())?)?,
             is_native: thread.regs().is_native(),
-            dispatches: thread.dispatches_system_calls()?,
+            is_blocking: dispatch.is_some_and(|dispatch| is_blocking(dispatch, memory)),
+            dispatch,
         })
     }
 
     pub fn may_be_asked(&self) -> bool {
-        self.is_native && self.status.seccomp == 0 && !self.dispatches
+        self.is_native && self.status.seccomp == 0 && !self.is_blocking
     }
+}
+
+/// A byte that cannot be read is one that the kernel cannot read either (syscall_user_dispatch(), kernel/entry/syscall_user_dispatch.c).
+fn is_blocking(dispatch: Dispatch, memory: &ProcessMemory) -> bool {
+    const SYSCALL_DISPATCH_FILTER_ALLOW: u8 = 0;
+    let mut switch = [0];
+    let read = memory.read_at(dispatch.selector, &mut switch);
+    dispatch.selector == 0 || read.is_err() || switch != [SYSCALL_DISPATCH_FILTER_ALLOW]
 }
 
 /// What all threads of one process are looked at with.
@@ -47,10 +62,12 @@ impl Look<'_> {
         let Restrictions {
             status,
             is_native,
-            dispatches,
+            dispatch,
+            is_blocking,
         } = known;
         let tid = stopped.tid().as_raw();
         let dir = self.dir.thread(tid)?;
+        let flags = TaskFlags::of(&dir)?;
         let (regsets, timed_wait) = self.untangle(stopped)?;
         let thread = Thread {
             tid,
@@ -68,6 +85,16 @@ impl Look<'_> {
                 ..status.credentials.clone()
             },
             scheduling: scheduling::scheduling(tid, answers.timer_slack_ns).context("scheduling")?,
+            settings: ThreadSettings {
+                personality: process::hex(&dir, "personality")?,
+                tsc: answers.tsc,
+                cpuid_faults: answers.cpuid_faults,
+                mce_kill: flags.mce_kill(),
+                io_flusher: flags.io_flusher(),
+                speculation: answers.speculation,
+                memory_policy: answers.memory_policy,
+                dispatch,
+            },
             timed_wait,
         };
         let foreign_namespaces = foreign_namespaces(&dir)?;
@@ -77,7 +104,7 @@ impl Look<'_> {
             is_native,
             foreign_namespaces,
             unshared: self.unshared(tid)?,
-            dispatches,
+            is_blocking,
         })
     }
 

@@ -65,6 +65,7 @@ impl Described {
             flags: area.flags.clone(),
             name: given_name(area),
             guards: populated.guards.clone(),
+            policy: mapping.policy.clone(),
             resident: runs.iter().map(|(start, end)| end - start).sum(),
         });
     }
@@ -81,6 +82,7 @@ fn backing(mapping: &Mapping, files: &mut FileTable) -> Result<Backing, (String,
         area,
         object,
         populated,
+        ..
     } = mapping;
     if *object == Object::Kernel {
         return Ok(Backing::Kernel(String::from_utf8_lossy(&area.name).into_owned()));

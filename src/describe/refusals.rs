@@ -74,34 +74,11 @@ impl Refusals {
         }
     }
 
-    /// What prctl(2) sets for the whole process.
     fn settings(&mut self, facts: &Facts) {
-        if let Some(first) = facts.process.memory_policies.first() {
-            let remedy = "start it without numactl(8)";
-            self.add(
-                "the process",
-                format!("has a memory policy ({first}), which cryopod does not carry yet"),
-                remedy,
-            );
-        }
-        if facts.process.mdwe != 0 {
-            self.add(
-                "the process",
-                "denies itself writable code (PR_SET_MDWE), which cryopod does not carry yet",
-                "",
-            );
-        }
         if facts.process.has_ldt {
             self.add(
                 "the process",
                 "has segments of its own (modify_ldt), which cryopod does not carry yet",
-                "",
-            );
-        }
-        if facts.process.thp_disable > 1 {
-            self.add(
-                "the process",
-                "disables huge pages with flags (PR_SET_THP_DISABLE), which cryopod does not carry yet",
                 "",
             );
         }
@@ -154,12 +131,9 @@ impl Refusals {
             let remedy = "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off";
             self.add(&who, "has a shadow stack, which cryopod does not carry yet", remedy);
         }
-        if facts_of.dispatches {
-            self.add(
-                &who,
-                "dispatches its own system calls (PR_SET_SYSCALL_USER_DISPATCH), which is not carried yet",
-                "",
-            );
+        if facts_of.is_blocking {
+            let reason = "has its system calls sent back to itself at this moment (PR_SET_SYSCALL_USER_DISPATCH), so that it cannot be asked";
+            self.add(&who, reason, "try again while it lets them through");
         }
         for what in &facts_of.unshared {
             self.add(
@@ -205,7 +179,7 @@ pub fn unfit_file(found: &Found) -> Result<&File, Unfit> {
 }
 
 /// Codes of VmFlags (proc_pid_smaps(5)) that say what a mapping is or has.
-const FLAGS: [(&[u8; 2], &str, &str); 9] = [
+const FLAGS: [(&[u8; 2], &str, &str); 8] = [
     (
         b"ht",
         "is made of huge pages (hugetlbfs), which cryopod does not carry yet",
@@ -229,7 +203,6 @@ const FLAGS: [(&[u8; 2], &str, &str); 9] = [
         "",
     ),
     (b"ss", "is a shadow stack, which cryopod does not carry yet", ""),
-    (b"sl", "is sealed (mseal(2)), which cryopod does not carry yet", ""),
     (
         b"sf",
         "is persistent memory (MAP_SYNC), which cryopod does not carry",

@@ -10,6 +10,7 @@ use crate::image::state::{
     Backing, Clocks, Credentials, File, Host, MemoryLayout, Scheduling, SharedKind, SharedObject, SigAltStack, Thread,
     TimerTime, VmFlags,
 };
+use crate::image::state::{ProcessSettings, ThreadSettings};
 
 const PID: i32 = 4127;
 
@@ -43,6 +44,7 @@ fn mapping(area: Area, object: Object, runs: &[(u64, u64)]) -> Mapping {
             runs: runs.to_vec(),
             guards: Vec::new(),
         },
+        policy: None,
     }
 }
 
@@ -67,6 +69,7 @@ fn thread() -> ThreadFacts {
         pdeath_signal: 0,
         credentials: Credentials::default(),
         scheduling: Scheduling::default(),
+        settings: ThreadSettings::default(),
         timed_wait: None,
     };
     ThreadFacts {
@@ -78,7 +81,7 @@ fn thread() -> ThreadFacts {
         is_native: true,
         foreign_namespaces: Vec::new(),
         unshared: Vec::new(),
-        dispatches: false,
+        is_blocking: false,
     }
 }
 
@@ -100,12 +103,10 @@ fn process() -> ProcessFacts {
         dumpable: 1,
         coredump_filter: 0x33,
         child_subreaper: false,
-        thp_disable: 0,
-        mdwe: 0,
+        settings: ProcessSettings::default(),
         has_ldt: false,
         layout: MemoryLayout::default(),
         auxv: Vec::new(),
-        memory_policies: Vec::new(),
         signal_actions: Vec::new(),
         pending: Vec::new(),
         stopped_by: None,

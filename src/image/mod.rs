@@ -16,6 +16,7 @@ pub mod pages;
 mod place;
 pub mod read;
 mod record;
+mod settings;
 pub mod state;
 mod validate;
 mod worker;

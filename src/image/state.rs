@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use super::settings::{Dispatch, MemoryPolicy, ProcessSettings, ThreadSettings};
+
 /// Bytes of a path name or another name that need not be UTF-8.
 pub type Name = Vec<u8>;
 
@@ -62,8 +64,7 @@ pub struct Process {
     pub coredump_filter: u32,
     /// prctl(PR_SET_CHILD_SUBREAPER).
     pub child_subreaper: bool,
-    /// prctl(PR_SET_THP_DISABLE).
-    pub thp_disable: bool,
+    pub settings: ProcessSettings,
     pub memory: Memory,
     /// Index into [`Snapshot::fd_tables`].
     pub fd_table: u32,
@@ -120,6 +121,8 @@ pub struct Vma {
     pub name: Name,
     /// Guard regions (madvise(2), MADV_GUARD_INSTALL, Linux 6.13): start and end addresses, in ascending order.
     pub guards: Vec<(u64, u64)>,
+    /// mbind(2); None follows the thread that first touches a page.
+    pub policy: Option<MemoryPolicy>,
     /// Bytes of its own that were resident (or swapped) and therefore are in the image, zero pages included.
     pub resident: u64,
 }
@@ -263,6 +266,7 @@ pub struct Thread {
     pub pdeath_signal: i32,
     pub credentials: Credentials,
     pub scheduling: Scheduling,
+    pub settings: ThreadSettings,
     /// A timed call that the thread was caught in, so that it goes on with the time it had left.
     pub timed_wait: Option<TimedWait>,
 }

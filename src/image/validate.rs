@@ -1,7 +1,8 @@
 //! Checks of a snapshot that was read: whoever works with it need not check indices, order or bounds again.
 
 use super::header::Header;
-use super::state::{Backing, FdTable, Memory, Process, SharedObject, SigInfo, Snapshot, Thread, Vma};
+
+use super::state::{Backing, FdTable, Memory, MemoryPolicy, Process, SharedObject, SigInfo, Snapshot, Thread, Vma};
 use std::collections::HashSet;
 
 /// fs.nr_open of the kernel is 2^20; nobody gets far beyond it.
@@ -22,6 +23,8 @@ const NAME_MAX: usize = 4096 + 64;
 const GROUPS_MAX: usize = 65536;
 /// A mask of far more CPUs than CONFIG_NR_CPUS allows (8192).
 const AFFINITY_MAX: usize = 8192;
+/// A mask of MAX_NUMNODES, which CONFIG_NODES_SHIFT keeps at 1024 or below.
+const NODES_MAX: usize = 1024 / 8;
 const AUXV_MAX: usize = 64 << 10;
 
 type Checked = Result<(), String>;
@@ -116,7 +119,14 @@ fn check_thread(thread: &Thread) -> Checked {
     ensure(cpus.len() <= AFFINITY_MAX, || {
         "it may run on more CPUs than there can be".into()
     })?;
+    check_policy(thread.settings.memory_policy.as_ref())?;
     check_queue(&thread.pending)
+}
+
+fn check_policy(policy: Option<&MemoryPolicy>) -> Checked {
+    ensure(policy.is_none_or(|policy| policy.nodes.len() <= NODES_MAX), || {
+        "has a memory policy of more nodes than there can be".into()
+    })
 }
 
 fn check_queue(pending: &[SigInfo]) -> Checked {
@@ -199,6 +209,7 @@ fn check_vma(vma: &Vma, snapshot: &Snapshot, header: &Header) -> Checked {
     })?;
     check_name(&vma.name, "it")?;
     check_guards(vma, page)?;
+    check_policy(vma.policy.as_ref())?;
     let (what, index, count, offset) = match &vma.backing {
         Backing::Anonymous => return ensure(!vma.shared, || "is shared and belongs to nothing".into()),
         Backing::Kernel(_) => return Ok(()),

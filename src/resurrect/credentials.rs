@@ -26,11 +26,15 @@ pub fn set(script: &mut Script<'_>, current: &Credentials, wanted: &Credentials)
     let privileged = differ_in_capabilities(current, wanted);
     if privileged {
         let fixup_off = wanted.securebits | SECBIT_NO_SETUID_FIXUP;
-        prctl(script, libc::PR_SET_SECUREBITS, [(fixup_off & !0b1010_1010).into(), 0])?;
+        script.prctl(
+            "PR_SET_SECUREBITS",
+            libc::PR_SET_SECUREBITS,
+            &[(fixup_off & !0b1010_1010).into()],
+        )?;
     }
     for cap in 0..=LAST_CAP {
         if current.bounding & !wanted.bounding & (1 << cap) != 0 {
-            prctl(script, libc::PR_CAPBSET_DROP, [cap.into(), 0])?;
+            script.prctl("PR_CAPBSET_DROP", libc::PR_CAPBSET_DROP, &[cap.into()])?;
         }
     }
     set_ids(script, current, wanted)?;
@@ -43,11 +47,15 @@ pub fn set(script: &mut Script<'_>, current: &Credentials, wanted: &Credentials)
             wanted.effective | keep,
         )?;
         set_ambient(script, current, wanted)?;
-        prctl(script, libc::PR_SET_SECUREBITS, [wanted.securebits.into(), 0])?;
+        script.prctl(
+            "PR_SET_SECUREBITS",
+            libc::PR_SET_SECUREBITS,
+            &[wanted.securebits.into()],
+        )?;
         capset(script, wanted.inheritable, wanted.permitted, wanted.effective)?;
     }
     if wanted.no_new_privs && !current.no_new_privs {
-        prctl(script, libc::PR_SET_NO_NEW_PRIVS, [1, 0])?;
+        script.prctl("PR_SET_NO_NEW_PRIVS", libc::PR_SET_NO_NEW_PRIVS, &[1.into()])?;
     }
     ensure!(
         wanted.no_new_privs || !current.no_new_privs,
@@ -114,19 +122,12 @@ fn check_fs_id(script: &mut Script<'_>, name: &'static str, number: i64, wanted:
 fn set_ambient(script: &mut Script<'_>, current: &Credentials, wanted: &Credentials) -> Result<()> {
     for cap in 0..=LAST_CAP {
         let (has, wants) = (current.ambient & (1 << cap) != 0, wanted.ambient & (1 << cap) != 0);
-        if wants {
-            prctl(
-                script,
-                libc::PR_CAP_AMBIENT,
-                [libc::PR_CAP_AMBIENT_RAISE as u64, cap.into()],
-            )?;
-        } else if has {
-            prctl(
-                script,
-                libc::PR_CAP_AMBIENT,
-                [libc::PR_CAP_AMBIENT_LOWER as u64, cap.into()],
-            )?;
-        }
+        let change = match (has, wants) {
+            (_, true) => libc::PR_CAP_AMBIENT_RAISE,
+            (true, false) => libc::PR_CAP_AMBIENT_LOWER,
+            (false, false) => continue,
+        };
+        script.prctl("PR_CAP_AMBIENT", libc::PR_CAP_AMBIENT, &[change.into(), cap.into()])?;
     }
     Ok(())
 }
@@ -141,13 +142,5 @@ fn capset(script: &mut Script<'_>, inheritable: u64, permitted: u64, effective: 
         "capset",
         libc::SYS_capset,
         [header.as_slice().into(), data.as_slice().into()],
-    )
-}
-
-fn prctl(script: &mut Script<'_>, option: i32, args: [u64; 2]) -> Result<()> {
-    script.call(
-        "prctl",
-        libc::SYS_prctl,
-        [option.into(), args[0].into(), args[1].into(), 0u64.into(), 0u64.into()],
     )
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use super::plan::Session;
 use super::process::{Parts, Rebuilt, sigmask_bit};
 use super::script::{Arg, Script};
-use super::{descriptors, maps, threads, timers};
+use super::{descriptors, maps, settings, threads, timers};
 use crate::fd::OwnerCall;
 use crate::image::state::{Memory, Process, SignalAction};
 use std::os::fd::AsRawFd;
@@ -17,6 +17,8 @@ impl Rebuilt<'_> {
     pub fn finish(&mut self) -> Result<()> {
         let (process, pid) = (self.parts.process, self.parts.plan.pid);
         let (leader, others) = process.threads.split_first().context("a process without threads")?;
+        let mut script = Script::new(&self.stage, &mut self.tasks[0]);
+        settings::before_threads(&mut script, process).and_then(|()| script.run())?;
         let cloned = threads::clone_all(&self.stage, &mut self.tasks[0], others).context("clone the threads")?;
         self.tasks.extend(cloned);
 
@@ -85,8 +87,11 @@ fn set_process(script: &mut Script<'_>, parts: &Parts<'_>) -> Result<()> {
     maps::lock(script, &process.memory)?;
     maps::guard_and_name(script, &process.memory)?;
     set_mm(script, &process.memory, parts.exe.as_raw_fd())?;
-    prctl(script, libc::PR_SET_THP_DISABLE, process.thp_disable.into())?;
-    prctl(script, libc::PR_SET_CHILD_SUBREAPER, process.child_subreaper.into())?;
+    script.prctl(
+        "PR_SET_CHILD_SUBREAPER",
+        libc::PR_SET_CHILD_SUBREAPER,
+        &[process.child_subreaper.into()],
+    )?;
     set_actions(script, &process.signal_actions)?;
     timers::create(script, &process.posix_timers)?;
     descriptors::arrange(script, &parts.moves)?;
@@ -94,7 +99,6 @@ fn set_process(script: &mut Script<'_>, parts: &Parts<'_>) -> Result<()> {
         run_owner_call(script, call)?;
     }
     script.call("umask", libc::SYS_umask, [process.umask.into()])?;
-    script.call("personality", libc::SYS_personality, [process.personality.into()])?;
     for limit in &process.rlimits {
         let bytes: Vec<u8> = [limit.soft, limit.hard]
             .into_iter()
@@ -103,11 +107,11 @@ fn set_process(script: &mut Script<'_>, parts: &Parts<'_>) -> Result<()> {
         let args = [0u64.into(), limit.resource.into(), bytes.as_slice().into(), 0u64.into()];
         script.call("prlimit64", libc::SYS_prlimit64, args)?;
     }
-    Ok(())
+    settings::of_process(script, process)
 }
 
 fn set_after_credentials(script: &mut Script<'_>, process: &Process) -> Result<()> {
-    prctl(script, libc::PR_SET_DUMPABLE, process.dumpable.into())
+    script.prctl("PR_SET_DUMPABLE", libc::PR_SET_DUMPABLE, &[process.dumpable.into()])
 }
 
 /// The root first; the working directory may lie outside of it.
@@ -139,14 +143,8 @@ fn set_mm(script: &mut Script<'_>, memory: &Memory, exe_fd: i32) -> Result<()> {
         at: AUXV_POINTER_AT,
         to: LEN,
     };
-    let args = [
-        libc::PR_SET_MM.into(),
-        libc::PR_SET_MM_MAP.into(),
-        map,
-        (LEN as u64).into(),
-        0u64.into(),
-    ];
-    script.call("prctl(PR_SET_MM_MAP)", libc::SYS_prctl, args)
+    let args = [libc::PR_SET_MM_MAP.into(), map, (LEN as u64).into()];
+    script.prctl("PR_SET_MM_MAP", libc::PR_SET_MM, &args)
 }
 
 /// Those that the image does not list are the default ones, and are set as well: what is ignored stays so through execve(2), and we
@@ -208,12 +206,4 @@ fn run_owner_call(script: &mut Script<'_>, call: &OwnerCall) -> Result<()> {
             script.call("epoll_ctl(EPOLL_CTL_ADD)", libc::SYS_epoll_ctl, args)
         }
     }
-}
-
-fn prctl(script: &mut Script<'_>, option: i32, value: Arg<'_>) -> Result<()> {
-    script.call(
-        "prctl",
-        libc::SYS_prctl,
-        [option.into(), value, 0u64.into(), 0u64.into(), 0u64.into()],
-    )
 }

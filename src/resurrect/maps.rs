@@ -7,9 +7,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::script::Script;
+use super::settings;
 use super::stage::Stage;
 use crate::arch;
-use crate::image::state::{Backing, Memory, Vma};
+use crate::image::state::{Backing, Memory, Process, Vma};
 
 /// Descriptors of what mappings refer to, by index in the snapshot and by [`needs_write`]; the task has inherited them under the
 /// same numbers.
@@ -26,16 +27,20 @@ pub fn needs_write(vma: &Vma) -> bool {
 const PROT_WRITE: u8 = 2;
 
 /// Unmaps all but the stage, maps the kernel's own set anew, then all of `memory`.
-pub fn make(script: &mut Script<'_>, stage: &Stage, memory: &Memory, fds: &MappedFds<'_>) -> Result<()> {
+pub fn make(script: &mut Script<'_>, stage: &Stage, process: &Process, fds: &MappedFds<'_>) -> Result<()> {
+    let memory = &process.memory;
     munmap(script, 0, stage.addr())?;
     munmap(script, stage.end(), arch::TASK_SIZE - stage.end())?;
     map_vdso(script, memory)?;
-    for vma in memory
+    let ours = memory
         .vmas
         .iter()
-        .filter(|vma| !matches!(vma.backing, Backing::Kernel(_)))
-    {
-        map(script, vma, fds).with_context(|| format!("mapping {:x}-{:x}", vma.start, vma.end))?;
+        .filter(|vma| !matches!(vma.backing, Backing::Kernel(_)));
+    for (index, vma) in ours.enumerate() {
+        // PR_SET_MEMORY_MERGE has marked mappings without joining equal neighbours (ksm_add_vma(), mm/ksm.c), and will do so again:
+        // until then every other one is marked, so that none are joined.
+        let marked_later = process.settings.memory_merge && index % 2 == 1;
+        map(script, vma, fds, marked_later).with_context(|| format!("mapping {:x}-{:x}", vma.start, vma.end))?;
     }
     Ok(())
 }
@@ -78,7 +83,7 @@ pub fn verify_vdso(memory: &Memory, actual: &[(String, u64, u64)]) -> Result<()>
     Ok(())
 }
 
-fn map(script: &mut Script<'_>, vma: &Vma, fds: &MappedFds<'_>) -> Result<()> {
+fn map(script: &mut Script<'_>, vma: &Vma, fds: &MappedFds<'_>, marked_later: bool) -> Result<()> {
     let (fd, offset) = match vma.backing {
         Backing::Anonymous => (-1, 0),
         Backing::File { file, offset } => (
@@ -112,10 +117,27 @@ fn map(script: &mut Script<'_>, vma: &Vma, fds: &MappedFds<'_>) -> Result<()> {
     ];
     script.call("mmap", libc::SYS_mmap, args)?;
     if was_writable {
+        if vma.backing == Backing::Anonymous {
+            touch(script, vma)?;
+        }
         let args = [vma.start.into(), len.into(), i32::from(vma.prot).into()];
         script.call("mprotect", libc::SYS_mprotect, args)?;
     }
-    advise(script, vma)
+    if let Some(policy) = &vma.policy {
+        settings::bind(script, vma.start, len, policy)?;
+    }
+    advise(script, vma, marked_later)
+}
+
+/// Memory that never had a page is no longer accounted once it is not writable (mprotect_fixup(), mm/mprotect.c). So it gets one, and
+/// that page is given back. Before Linux 5.14 that cannot be asked for; then smaps shows no `ac`, and nothing else is different.
+fn touch(script: &mut Script<'_>, vma: &Vma) -> Result<()> {
+    const MADV_POPULATE_WRITE: i32 = 23;
+    for advice in [MADV_POPULATE_WRITE, libc::MADV_DONTNEED] {
+        let args = [vma.start.into(), arch::PAGE_SIZE.into(), advice.into()];
+        script.attempt("madvise", libc::SYS_madvise, args)?;
+    }
+    Ok(())
 }
 
 fn map_flags(vma: &Vma) -> i32 {
@@ -148,8 +170,10 @@ const ADVICE: [(&[u8; 2], i32); 8] = [
     (b"nh", libc::MADV_NOHUGEPAGE),
 ];
 
-fn advise(script: &mut Script<'_>, vma: &Vma) -> Result<()> {
-    for (_, advice) in ADVICE.into_iter().filter(|(code, _)| vma.flags.has(code)) {
+fn advise(script: &mut Script<'_>, vma: &Vma, marked_later: bool) -> Result<()> {
+    let is_now = |advice: i32| !(marked_later && advice == libc::MADV_MERGEABLE);
+    let set = ADVICE.into_iter().filter(|(code, _)| vma.flags.has(code));
+    for (_, advice) in set.filter(|(_, advice)| is_now(*advice)) {
         let args = [vma.start.into(), (vma.end - vma.start).into(), advice.into()];
         script.call("madvise", libc::SYS_madvise, args)?;
     }
@@ -171,6 +195,17 @@ pub fn lock(script: &mut Script<'_>, memory: &Memory) -> Result<()> {
     Ok(())
 }
 
+/// mseal(2), Linux 6.10: nothing of the memory map can be changed after it.
+pub fn seal(script: &mut Script<'_>, memory: &Memory) -> Result<()> {
+    const SYS_MSEAL: i64 = 462; // the same on all architectures (scripts/syscall.tbl)
+    let is_sealed = |vma: &&Vma| vma.flags.has(b"sl") && !matches!(vma.backing, Backing::Kernel(_));
+    for vma in memory.vmas.iter().filter(is_sealed) {
+        let args = [vma.start.into(), (vma.end - vma.start).into(), 0u64.into()];
+        script.call("mseal", SYS_MSEAL, args)?;
+    }
+    Ok(())
+}
+
 /// Guard regions (madvise(2), Linux 6.13) and names of anonymous memory (PR_SET_VMA(2const)).
 pub fn guard_and_name(script: &mut Script<'_>, memory: &Memory) -> Result<()> {
     const MADV_GUARD_INSTALL: i32 = 102;
@@ -184,14 +219,8 @@ pub fn guard_and_name(script: &mut Script<'_>, memory: &Memory) -> Result<()> {
         if !vma.name.is_empty() {
             let name: Vec<u8> = vma.name.iter().copied().chain([0]).collect();
             let (start, len) = (vma.start.into(), (vma.end - vma.start).into());
-            let args = [
-                PR_SET_VMA.into(),
-                PR_SET_VMA_ANON_NAME.into(),
-                start,
-                len,
-                name.as_slice().into(),
-            ];
-            script.call("prctl(PR_SET_VMA_ANON_NAME)", libc::SYS_prctl, args)?;
+            let args = [PR_SET_VMA_ANON_NAME.into(), start, len, name.as_slice().into()];
+            script.prctl("PR_SET_VMA_ANON_NAME", PR_SET_VMA, &args)?;
         }
     }
     Ok(())

@@ -1,6 +1,8 @@
 //! What a thaw will do and what stands against it, decided from the image and from facts about this machine. Pure.
 #![deny(unsafe_code)]
 
+pub mod settings;
+
 use nix::unistd::Pid;
 
 use super::timens::{self, ClockPolicy, HostClocks, TimeOffsets};
@@ -28,6 +30,7 @@ pub struct Machine {
     pub taken: Vec<Taken>,
     /// Threads whose registers this CPU cannot hold, with the features it lacks.
     pub lacking: Vec<(i32, String)>,
+    pub surroundings: settings::Surroundings,
     /// vm.max_map_count.
     pub max_mappings: u64,
 }
@@ -102,6 +105,7 @@ pub fn plan(snapshot: &Snapshot, machine: &Machine, wishes: Wishes) -> Result<Pl
     refusals.extend(against_limits(process, machine));
     refusals.extend(time_offsets.and_then(|_| against_clocks(process, machine)));
     refusals.extend(against_parent(process, wishes));
+    refusals.extend(settings::against(process, machine));
     if !refusals.is_empty() {
         return Err(refusals);
     }

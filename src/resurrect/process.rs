@@ -95,7 +95,7 @@ pub fn rebuild<'a>(parts: Parts<'a>) -> Result<Rebuilt<'a>> {
     rebuilt.plant_stage()?;
     let mut script = Script::new(&rebuilt.stage, &mut rebuilt.tasks[0]);
     let parts = &rebuilt.parts;
-    maps::make(&mut script, &rebuilt.stage, &parts.process.memory, &parts.mapped).context("rebuild the memory map")?;
+    maps::make(&mut script, &rebuilt.stage, parts.process, &parts.mapped).context("rebuild the memory map")?;
     script.run().context("rebuild the memory map")?;
     maps::verify_vdso(&parts.process.memory, &kernel_mappings(pid)?)?;
     Ok(rebuilt)

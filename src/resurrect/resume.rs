@@ -36,6 +36,11 @@ impl Rebuilt<'_> {
         self.drop_stub()?;
         for ((thread, task), regs) in process.threads.iter().zip(&mut self.tasks).zip(&all_regs) {
             set_registers(task, thread, regs).with_context(|| format!("registers of thread {}", thread.tid))?;
+            // From here on system calls of the thread may come back to it.
+            if let Some(dispatch) = thread.settings.dispatch {
+                let set = task.set_dispatch(dispatch);
+                set.with_context(|| format!("syscall user dispatch of thread {}", thread.tid))?;
+            }
         }
         process
             .threads

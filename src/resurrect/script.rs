@@ -93,6 +93,12 @@ impl<'a> Script<'a> {
         self.push(name, number as u64 | GO_ON, args)
     }
 
+    /// Queues a prctl(2), whose unused arguments must be 0.
+    pub fn prctl(&mut self, name: &'static str, option: i32, args: &[Arg<'_>]) -> Result<()> {
+        let arg = |index: usize| args.get(index).copied().unwrap_or(Arg::Is(0));
+        self.call(name, libc::SYS_prctl, [option.into(), arg(0), arg(1), arg(2), arg(3)])
+    }
+
     /// Runs a call now, after all queued ones, and returns its result.
     pub fn ask<const N: usize>(&mut self, name: &'static str, number: i64, args: [Arg<'_>; N]) -> Result<u64> {
         self.call(name, number, args)?;

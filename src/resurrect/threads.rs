@@ -4,10 +4,11 @@
 use anyhow::{Context, Result};
 use nix::unistd::Pid;
 
-use super::credentials;
 use super::script::{Arg, Script};
 use super::stage::Stage;
+use super::{credentials, settings};
 use crate::arch::CloneArgs;
+use crate::image::state::ThreadSettings;
 use crate::image::state::{Credentials, Scheduling, SigInfo, Thread};
 use crate::tracer::{Running, Stopped};
 
@@ -16,6 +17,7 @@ use crate::tracer::{Running, Stopped};
 pub struct Inherited {
     pub credentials: Credentials,
     pub scheduling: Scheduling,
+    pub settings: ThreadSettings,
 }
 
 /// Clones all threads but the leader. CLONE_PTRACE: each comes up in a stop, traced with the leader's options, EXITKILL included.
@@ -71,7 +73,7 @@ fn clone_args(tid: i32) -> Vec<u8> {
 /// Everything but credentials and what must come after them. A restored rseq is the last, see [`register_rseq`].
 pub fn set_own(script: &mut Script<'_>, thread: &Thread, inherited: &Inherited) -> Result<()> {
     let name: Vec<u8> = thread.name.iter().copied().take(15).chain([0]).collect();
-    prctl(script, libc::PR_SET_NAME, name.as_slice().into())?;
+    script.prctl("PR_SET_NAME", libc::PR_SET_NAME, &[name.as_slice().into()])?;
     if let Some(list) = thread.robust_list {
         script.call(
             "set_robust_list",
@@ -86,9 +88,14 @@ pub fn set_own(script: &mut Script<'_>, thread: &Thread, inherited: &Inherited) 
     )?;
     set_altstack(script, thread)?;
     set_scheduling(script, &thread.scheduling, &inherited.scheduling)?;
+    settings::of_thread(script, &thread.settings, &inherited.settings)?;
     credentials::set(script, &inherited.credentials, &thread.credentials)?;
     // A change of credentials has cleared it, and the stub was born with SIGKILL.
-    prctl(script, libc::PR_SET_PDEATHSIG, thread.pdeath_signal.into())
+    script.prctl(
+        "PR_SET_PDEATHSIG",
+        libc::PR_SET_PDEATHSIG,
+        &[thread.pdeath_signal.into()],
+    )
 }
 
 /// sigaltstack(2): SS_ONSTACK is not a setting, it follows from the stack pointer.
@@ -126,7 +133,8 @@ fn set_scheduling(script: &mut Script<'_>, wanted: &Scheduling, inherited: &Sche
         let args = [IOPRIO_WHO_PROCESS.into(), 0u64.into(), wanted.io_priority.into()];
         script.call("ioprio_set", libc::SYS_ioprio_set, args)?;
     }
-    prctl(script, libc::PR_SET_TIMERSLACK, wanted.timer_slack_ns.into())?;
+    let slack = wanted.timer_slack_ns.into();
+    script.prctl("PR_SET_TIMERSLACK", libc::PR_SET_TIMERSLACK, &[slack])?;
     // Always: while it is rebuilt the task sits on the CPU of the thawing process.
     let affinity = wanted.affinity.as_slice();
     let args = [0u64.into(), (affinity.len() as u64).into(), affinity.into()];
@@ -192,12 +200,4 @@ pub fn register_rseq(script: &mut Script<'_>, thread: &Thread) -> Result<()> {
         rseq.signature.into(),
     ];
     script.call("rseq", libc::SYS_rseq, args)
-}
-
-fn prctl(script: &mut Script<'_>, option: i32, value: Arg<'_>) -> Result<()> {
-    script.call(
-        "prctl",
-        libc::SYS_prctl,
-        [option.into(), value, 0u64.into(), 0u64.into(), 0u64.into()],
-    )
 }

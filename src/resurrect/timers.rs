@@ -17,7 +17,9 @@ pub fn create(script: &mut Script<'_>, timers: &[PosixTimer]) -> Result<()> {
     if restore_ids(script, 1)?.is_err() {
         return create_in_sequence(script, timers);
     }
-    for timer in timers {
+    // /proc/PID/timers lists the newest first, and the next id is one above the last that was made (posix_timer_add(),
+    // kernel/time/posix-timers.c).
+    for timer in timers.iter().rev() {
         timer_create(script, timer)?;
     }
     ensure!(

@@ -7,11 +7,14 @@ use anyhow::{Context, Result};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::arch;
-use crate::collect::{ProcDir, Status, clocks, limits, scheduling};
+use crate::collect::{ProcDir, Status, TaskFlags, clocks, limits, scheduling};
 use crate::image::state::Snapshot;
+use crate::image::state::ThreadSettings;
+use crate::resurrect::plan::settings::Surroundings;
 use crate::resurrect::plan::{Machine, Taken};
 use crate::resurrect::timens::{HostClocks, TimeOffsets};
 use crate::resurrect::{Inherited, own_vdso};
+use crate::sys::settings;
 
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_SYS_RESOURCE: u64 = 1 << 24;
@@ -48,6 +51,12 @@ pub fn look(snapshot: &Snapshot) -> Result<Machine> {
             .context("oom_score_adj")?,
         taken: taken_ids(snapshot),
         lacking: lacking(snapshot),
+        surroundings: Surroundings {
+            speculation: settings::speculation(),
+            nodes: nodes_online(),
+            mdwe: settings::mdwe(),
+            io_flusher: TaskFlags::of(&own)?.io_flusher(),
+        },
         max_mappings: read_line("/proc/sys/vm/max_map_count")?
             .parse()
             .context("vm.max_map_count")?,
@@ -62,6 +71,16 @@ pub fn inherited() -> Result<Inherited> {
     Ok(Inherited {
         credentials,
         scheduling: scheduling(own, own_timer_slack()?)?,
+        settings: own_settings()?,
+    })
+}
+
+/// Those that a thread passes on and that [`resurrect`](crate::resurrect) compares with.
+fn own_settings() -> Result<ThreadSettings> {
+    Ok(ThreadSettings {
+        io_flusher: TaskFlags::of(&own_directory()?)?.io_flusher(),
+        speculation: settings::speculation(),
+        ..ThreadSettings::default()
     })
 }
 
@@ -74,6 +93,24 @@ fn read_line(path: &str) -> Result<String> {
         .with_context(|| format!("read {path}"))?
         .trim()
         .to_owned())
+}
+
+/// `0-1,4` of sysfs as a mask. Without CONFIG_NUMA there is no such file: all memory is node 0.
+fn nodes_online() -> Vec<u8> {
+    let list = fs::read_to_string("/sys/devices/system/node/has_memory");
+    mask(list.as_deref().unwrap_or("0").trim()).unwrap_or_else(|| vec![1])
+}
+
+fn mask(list: &str) -> Option<Vec<u8>> {
+    let mut mask = Vec::new();
+    for range in list.split(',').filter(|range| !range.is_empty()) {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        for node in first.parse::<usize>().ok()?..=last.parse().ok()? {
+            mask.resize(mask.len().max(node / 8 + 1), 0);
+            mask[node / 8] |= 1 << (node % 8);
+        }
+    }
+    Some(mask)
 }
 
 fn lacking(snapshot: &Snapshot) -> Vec<(i32, String)> {
@@ -171,6 +208,13 @@ fn own_timer_slack() -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_of_nodes_are_read() {
+        assert_eq!(mask("0-1,8").unwrap(), [0b11, 1]);
+        assert!(mask("").unwrap().is_empty());
+        assert!(mask("a").is_none());
+    }
 
     #[test]
     fn a_name_with_parentheses_does_not_hide_a_group() {

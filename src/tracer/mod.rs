@@ -4,6 +4,7 @@
 
 mod before_stop;
 mod deadline;
+mod dispatch;
 mod elf;
 mod error;
 mod loan;
@@ -16,6 +17,7 @@ mod release;
 mod remote;
 mod rseq;
 mod seize;
+mod settings;
 mod task;
 mod thread;
 mod wait;

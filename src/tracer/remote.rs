@@ -3,7 +3,7 @@
 use super::loan::Loan;
 use super::process::StoppedProcess;
 use super::{Error, Result};
-use crate::arch::{self, SIGACTION_LEN, signal_action};
+use crate::arch::{SIGACTION_LEN, signal_action};
 use crate::image::state::{SigAltStack, SignalAction, TimerTime};
 
 /// A thread whose registers are on loan. While you hold one, the process is yours alone; [`give_back`](Self::give_back) ends the
@@ -128,41 +128,19 @@ impl<'a> Remote<'a> {
         self.prctl("PR_GET_TIMERSLACK", libc::PR_GET_TIMERSLACK, 0)
     }
 
-    /// PR_GET_THP_DISABLE(2const), of the process.
-    pub fn get_thp_disable(&mut self) -> Result<u32> {
-        Ok(self.prctl("PR_GET_THP_DISABLE", libc::PR_GET_THP_DISABLE, 0)? as u32)
-    }
-
-    /// PR_GET_MDWE(2const), of the process. EINVAL before Linux 6.3.
-    pub fn get_mdwe(&mut self) -> Result<u32> {
-        const PR_GET_MDWE: i32 = 66;
-        Ok(self.prctl("PR_GET_MDWE", PR_GET_MDWE, 0)? as u32)
-    }
-
-    /// Whether the process has segments of its own: modify_ldt(2), function 0, returns how many bytes of them it has read. None are there
-    /// in a kernel without CONFIG_MODIFY_LDT_SYSCALL (ENOSYS).
-    pub fn has_ldt(&mut self) -> Result<bool> {
-        const READ: u64 = 0;
-        const ONE_ENTRY: u64 = 8;
-        let Some(number) = arch::MODIFY_LDT else {
-            return Ok(false);
-        };
-        let to = self.loan.results();
-        match self.call("modify_ldt", number, [READ, to, ONE_ENTRY, 0, 0, 0]) {
-            Ok(len) => Ok(len > 0),
-            Err(error) if error.errno() == Some(nix::Error::ENOSYS) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Commands of prctl(2) that get something are a family: unused arguments must be 0.
-    fn prctl(&mut self, name: &'static str, command: i32, to: u64) -> Result<u64> {
+    pub(super) fn prctl(&mut self, name: &'static str, command: i32, to: u64) -> Result<u64> {
         self.clear_results()?;
         self.call(name, libc::SYS_prctl, [command as u64, to, 0, 0, 0, 0])
     }
 
+    /// Where the results of a call may be written.
+    pub(super) fn results_at(&self) -> u64 {
+        self.loan.results()
+    }
+
     /// Some calls write fewer bytes than the word they are read as.
-    fn clear_results(&mut self) -> Result<()> {
+    pub(super) fn clear_results(&mut self) -> Result<()> {
         let to = self.loan.results();
         self.loan
             .memory()
@@ -170,7 +148,7 @@ impl<'a> Remote<'a> {
             .map_err(|error| Error::memory(self.loan.tid(), "the results", &error))
     }
 
-    fn words<const N: usize>(&mut self) -> Result<[u64; N]> {
+    pub(super) fn words<const N: usize>(&mut self) -> Result<[u64; N]> {
         let mut words = [0; N];
         for (i, word) in words.iter_mut().enumerate() {
             let at = self.loan.results() + 8 * i as u64;
@@ -183,7 +161,7 @@ impl<'a> Remote<'a> {
         Ok(words)
     }
 
-    fn results<const N: usize>(&mut self) -> Result<[u8; N]> {
+    pub(super) fn results<const N: usize>(&mut self) -> Result<[u8; N]> {
         let mut bytes = [0; N];
         let from = self.loan.results();
         self.loan
@@ -194,7 +172,7 @@ impl<'a> Remote<'a> {
     }
 
     /// The one untyped door.
-    fn call(&mut self, name: &'static str, number: i64, args: [u64; 6]) -> Result<u64> {
+    pub(super) fn call(&mut self, name: &'static str, number: i64, args: [u64; 6]) -> Result<u64> {
         match self.loan.call(number as u64, args)? {
             error @ -4095..=-1 => {
                 let errno = nix::Error::from_raw(-error as i32);

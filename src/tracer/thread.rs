@@ -9,6 +9,7 @@ use super::proc::ProcDir;
 use super::rseq::{self, RSEQ_CS_AT};
 use super::{Error, ProcessMemory, Result, Stop, Stopped};
 use crate::arch::{self, Registers};
+use crate::image::state::Dispatch;
 use crate::image::state::{RegSet, RobustList, Rseq, SigInfo};
 
 /// A thread in ptrace-stop.
@@ -142,20 +143,9 @@ impl StoppedThread {
         self.rseq.as_ref()
     }
 
-    /// Whether system calls of the thread may be sent to the thread itself (prctl(2), PR_SET_SYSCALL_USER_DISPATCH). Before Linux 6.4
-    /// ptrace does not tell.
-    pub fn dispatches_system_calls(&self) -> Result<bool> {
-        const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
-        let name = "PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG";
-        let mut configuration = [0u64; 4]; // mode, selector, offset, len
-        let (size, to) = (size_of_val(&configuration), configuration.as_mut_ptr() as usize);
-        match self
-            .task
-            .request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, name, size, to)
-        {
-            Err(error) if error.errno() == Some(nix::Error::EIO) => Ok(false),
-            other => other.map(|_| configuration[0] != 0),
-        }
+    /// Which system calls come back to the thread as SIGSYS.
+    pub fn dispatch(&self) -> Result<Option<Dispatch>> {
+        self.task.dispatch()
     }
 
     /// get_robust_list(2).

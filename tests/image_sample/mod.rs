@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 use cryopod::image::pages::{Extent, PageSource, Space, Zeros};
+
 use cryopod::image::state::*;
 use cryopod::image::write::{Compression, Options, Written, write_image};
 use std::io;
@@ -85,7 +86,7 @@ fn process(heap: u64, object: u64) -> Process {
         dumpable: 1,
         coredump_filter: 0x33,
         child_subreaper: false,
-        thp_disable: false,
+        settings: ProcessSettings::default(),
         memory: Memory {
             vmas: vmas(heap, object),
             layout: MemoryLayout {
@@ -144,6 +145,7 @@ fn vmas(heap: u64, object: u64) -> Vec<Vma> {
         flags: VmFlags(vec![*b"rd", *b"wr"]),
         name: vec![],
         guards: vec![],
+        policy: None,
         resident: 0,
     };
     vec![
@@ -200,6 +202,7 @@ fn thread(tid: i32, name: &str) -> Thread {
             affinity: vec![3],
             ..Scheduling::default()
         },
+        settings: ThreadSettings::default(),
         timed_wait: Some(TimedWait {
             number: 230,
             left_ns: 17,

@@ -26,6 +26,14 @@ pub const PAGE_SIZE: u64 = 4096;
 pub const REGSETS: &[u32] = &[0x202];
 /// modify_ldt(2), where the architecture has local descriptor tables.
 pub const MODIFY_LDT: Option<i64> = Some(libc::SYS_modify_ldt);
+/// Number and command of arch_prctl(2), where there is such: whether CPUID raises a signal, and setting that.
+pub const GET_CPUID: Option<(i64, u64)> = Some((libc::SYS_arch_prctl, 0x1011));
+pub const SET_CPUID: Option<(i64, u64)> = Some((libc::SYS_arch_prctl, 0x1012));
+/// Number and command of arch_prctl(2) about extended states that a process must ask for (Linux 5.16), AMX.
+pub const GET_XCOMP_PERM: Option<(i64, u64)> = Some((libc::SYS_arch_prctl, 0x1022));
+pub const REQ_XCOMP_PERM: Option<(i64, u64)> = Some((libc::SYS_arch_prctl, 0x1023));
+/// Bits of XCR0 that a process gets on request only: AMX tile data (XFEATURE_MASK_USER_DYNAMIC, arch/x86/include/asm/fpu/xstate.h).
+pub const XSTATE_BY_PERMISSION: u64 = 1 << 18;
 /// The instruction that enters the kernel.
 pub const SYSCALL_INSTRUCTION: &[u8] = &[0x0f, 0x05];
 

@@ -13,3 +13,11 @@ pub fn map_vdso() -> io::Result<()> {
         e => Err(e),
     }
 }
+
+/// Whether the CPU can make the instruction CPUID raise a signal: arch_prctl(ARCH_SET_CPUID) says ENODEV where it cannot
+/// (set_cpuid_mode(), arch/x86/kernel/process.c). What is asked for is how it is: that it works.
+pub fn cpuid_may_fault() -> bool {
+    const ARCH_SET_CPUID: i32 = 0x1012;
+    // SAFETY: the call takes integers only.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_CPUID, 1) == 0 }
+}

@@ -3,6 +3,7 @@
 use super::Contents;
 use super::names;
 use super::report::*;
+use super::settings;
 use super::stored::Amount;
 use crate::arch::registers::{Layout, note_name};
 use crate::fd;
@@ -90,6 +91,7 @@ impl Reporter<'_> {
             umask: format!("{:04o}", process.umask),
             personality: Hex(process.personality.into()),
             oom_score_adj: process.oom_score_adj,
+            settings: settings::of_process(&process.settings),
             stopped_by: process.stopped_by.map(names::signal),
             threads: process.threads.iter().map(|thread| self.thread(thread)).collect(),
             mappings: process
@@ -128,6 +130,7 @@ impl Reporter<'_> {
             no_new_privs: credentials.no_new_privs,
             policy: thread.scheduling.policy,
             nice: thread.scheduling.nice,
+            settings: settings::of_thread(&thread.settings),
             timed_wait: thread.timed_wait.map(|wait| WaitReport {
                 syscall: wait.number,
                 left_ns: wait.left_ns,
@@ -179,6 +182,7 @@ impl Reporter<'_> {
             offset: offset.map(Hex),
             shared_object,
             flags: vma.flags.0.iter().map(|code| text(code)).collect::<Vec<_>>().join(" "),
+            policy: vma.policy.as_ref().map(settings::policy),
         }
     }
 

@@ -49,6 +49,8 @@ pub struct ProcessReport {
     pub umask: String,
     pub personality: Hex,
     pub oom_score_adj: i32,
+    /// What prctl(2) and its like set, where that is not the default.
+    pub settings: Vec<String>,
     pub stopped_by: Option<String>,
     pub threads: Vec<ThreadReport>,
     pub mappings: Vec<MappingReport>,
@@ -76,6 +78,7 @@ pub struct ThreadReport {
     pub no_new_privs: bool,
     pub policy: u32,
     pub nice: i32,
+    pub settings: Vec<String>,
     pub timed_wait: Option<WaitReport>,
 }
 
@@ -115,6 +118,8 @@ pub struct MappingReport {
     pub offset: Option<Hex>,
     pub shared_object: Option<u32>,
     pub flags: String,
+    /// mbind(2).
+    pub policy: Option<String>,
 }
 
 #[derive(Serialize)]

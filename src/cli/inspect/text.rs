@@ -77,6 +77,7 @@ fn render_process(process: &ProcessReport) -> String {
         shown(&process.directory),
         shown(&process.root)
     );
+    text += &settings_line("  settings", &process.settings);
     if let Some(signal) = &process.stopped_by {
         let _ = writeln!(text, "  stopped by {signal}");
     }
@@ -127,6 +128,7 @@ fn render_thread(thread: &ThreadReport) -> String {
     if !thread.blocked.is_empty() {
         let _ = writeln!(text, "    blocked: {}", thread.blocked.join(" "));
     }
+    text += &settings_line("    settings", &thread.settings);
     text += &pending_line("    pending", &thread.pending);
     if let Some(wait) = &thread.timed_wait {
         let _ = writeln!(
@@ -137,6 +139,13 @@ fn render_thread(thread: &ThreadReport) -> String {
         );
     }
     text
+}
+
+fn settings_line(what: &str, settings: &[String]) -> String {
+    match settings {
+        [] => String::new(),
+        _ => format!("{what}: {}\n", settings.join("; ")),
+    }
 }
 
 fn pending_line(what: &str, pending: &[PendingReport]) -> String {
@@ -166,13 +175,23 @@ fn mappings(mappings: &[MappingReport]) -> Vec<Vec<String>> {
             size_or_dash(mapping.resident_bytes),
             size_or_dash(mapping.stored_bytes),
             size_or_dash(mapping.compressed_bytes),
-            shown(&mapping.name),
+            what(mapping),
         ]
     };
     table(
         &["ADDRESSES", "PROT", ">SIZE", ">RESIDENT", ">STORED", ">IN FILE", "WHAT"],
         mappings.iter().map(row),
     )
+}
+
+/// The name, and how the memory is placed where that is the mapping's own choice.
+fn what(mapping: &MappingReport) -> String {
+    let name = shown(&mapping.name);
+    match &mapping.policy {
+        Some(policy) if name.is_empty() => format!("(policy {policy})"),
+        Some(policy) => format!("{name} (policy {policy})"),
+        None => name,
+    }
 }
 
 fn size_or_dash(bytes: u64) -> String {
