@@ -6,7 +6,7 @@ mod refusals;
 #[cfg(test)]
 mod tests;
 
-use crate::collect::{Facts, ProcessFacts, ThreadFacts};
+use crate::collect::{Facts, Populated, ProcessFacts, ThreadFacts};
 use crate::image::pages::Extent;
 use crate::image::state::{File, Memory, Name, Process, Snapshot};
 use crate::refusal::{Refusal, Refused};
@@ -21,6 +21,16 @@ pub struct Described {
 }
 
 impl Described {
+    /// Adds the pages of a mapping that were looked for later.
+    pub fn add_pages(&mut self, start: u64, populated: Populated) {
+        let vmas = &mut self.snapshot.processes[0].memory.vmas;
+        let found = vmas.binary_search_by_key(&start, |vma| vma.start);
+        let vma = &mut vmas[found.expect("each mapping has become a vma")];
+        vma.resident = populated.bytes();
+        self.extents.extend(mappings::extents(&vma.backing, &populated.runs));
+        vma.guards = populated.guards;
+    }
+
     /// Bytes of memory to be stored, before compression.
     pub fn memory_bytes(&self) -> u64 {
         self.extents.iter().map(|extent| extent.len).sum()

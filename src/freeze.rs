@@ -2,6 +2,8 @@
 #![deny(unsafe_code)]
 
 mod output;
+mod saved;
+mod while_running;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,14 +13,16 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::arch;
-use crate::collect::{self, Collected, Facts, ProcDir, Relative, Source};
+use crate::collect::{self, Collected, Facts, Pages, ProcDir, Relative, Source};
 use crate::describe::{self, Described};
+use crate::image::pages::PageSource;
 use crate::image::write::{self, Compression, Written};
 use crate::refusal::{Refusal, Refused};
 use crate::sys::process::cancel_on;
 use crate::tracer::{self, StoppedProcess};
 
 pub use output::Output;
+use while_running::{Attempt, Cut};
 
 /// What becomes of the process once its image is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +58,8 @@ pub struct Report {
     /// The process was stopped (by a signal) before.
     pub was_stopped: bool,
     pub file_bytes: u64,
+    /// How long the process stood still, from the first interrupt to the last detach.
+    pub paused: Duration,
     pub warnings: Vec<String>,
 }
 
@@ -61,19 +67,60 @@ pub fn freeze(pid: i32, mut output: Output, options: &Options<'_>) -> Result<Rep
     let cancelled = cancel_on(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).context("sigaction")?;
     let (mut process, tracees) = seize(pid, options.observer)?;
     let was_stopped = process.group_stop().is_some();
+    let mut note = None;
+    // One that is stopped anyway loses nothing by standing still.
+    if options.afterwards == Afterwards::KeepRunning && !was_stopped {
+        match while_running::cut(&mut process, &tracees, &output, options.observer) {
+            Ok(Attempt::Made(cut)) => return write_while_running(process, *cut, output, options, cancelled),
+            Ok(Attempt::NotPossible(reason)) => {
+                note = Some(format!("it stands still until the image is written: {reason}"));
+            }
+            Err(error) => return Err(let_go(process, error)),
+        }
+    }
     let recorded = record(&mut process, tracees, &mut output, options, cancelled);
     let complete = recorded.and_then(|recorded| output.commit(options.sync).map(|()| recorded));
-    let (written, warnings) = match complete {
+    let (written, mut warnings) = match complete {
         Ok(recorded) => recorded,
         Err(error) => return Err(let_go(process, error)),
     };
+    warnings.extend(note);
     options.observer.step("release");
+    let since = process.stopped_since();
     release(process, options.afterwards).context("the image is complete, but")?;
     Ok(Report {
         pid,
         afterwards: options.afterwards,
         was_stopped,
         file_bytes: written.file_bytes,
+        paused: since.elapsed(),
+        warnings,
+    })
+}
+
+/// The process goes on at once, and its memory is written meanwhile.
+fn write_while_running(
+    process: StoppedProcess,
+    mut cut: Cut,
+    mut output: Output,
+    options: &Options<'_>,
+    cancelled: &AtomicBool,
+) -> Result<Report> {
+    options.observer.step("release");
+    let (pid, since) = (process.pid(), process.stopped_since());
+    let released = release(process, Afterwards::KeepRunning);
+    let paused = since.elapsed();
+    let recorded = released.and_then(|()| cut.write(&mut output, options, cancelled));
+    let ended = cut.end();
+    let complete = recorded.and_then(|recorded| output.commit(options.sync).map(|()| recorded));
+    let (written, mut warnings) = complete.with_context(|| format!("cannot freeze pid {pid}, which goes on"))?;
+    warnings.extend(ended.err());
+    Ok(Report {
+        pid: pid.as_raw(),
+        afterwards: options.afterwards,
+        was_stopped: false,
+        file_bytes: written.file_bytes,
+        paused,
         warnings,
     })
 }
@@ -90,7 +137,7 @@ pub struct Look {
 pub fn look(pid: i32, observer: &dyn Observer) -> Result<Look> {
     let (mut process, tracees) = seize(pid, observer)?;
     let begin = Instant::now();
-    let collected = collect(&mut process, tracees, observer);
+    let collected = collect(&mut process, tracees, Pages::Now, observer);
     let described = match collected.and_then(|collected| describe(collected.facts, observer)) {
         Ok(described) => described,
         Err(error) => return Err(let_go(process, error)),
@@ -111,7 +158,7 @@ fn record(
     options: &Options<'_>,
     cancelled: &AtomicBool,
 ) -> Result<(Written, Vec<String>)> {
-    let Collected { facts, objects } = collect(process, tracees, options.observer)?;
+    let Collected { facts, objects, .. } = collect(process, tracees, Pages::Now, options.observer)?;
     let described = describe(facts, options.observer)?;
     let source = Source::new(process.memory(), objects);
     let written = encode(&described, &source, output, options, cancelled)?;
@@ -135,9 +182,14 @@ fn try_seize(pid: i32) -> Result<(StoppedProcess, Vec<Relative>)> {
     Ok((tracer::seize(Pid::from_raw(pid))?, tracees))
 }
 
-fn collect(process: &mut StoppedProcess, tracees: Vec<Relative>, observer: &dyn Observer) -> Result<Collected> {
+fn collect(
+    process: &mut StoppedProcess,
+    tracees: Vec<Relative>,
+    pages: Pages,
+    observer: &dyn Observer,
+) -> Result<Collected> {
     observer.step("collect");
-    collect::collect(process, tracees).context("collect")
+    collect::collect(process, tracees, pages).context("collect")
 }
 
 fn describe(facts: Facts, observer: &dyn Observer) -> Result<Described> {
@@ -147,7 +199,7 @@ fn describe(facts: Facts, observer: &dyn Observer) -> Result<Described> {
 
 fn encode(
     described: &Described,
-    source: &Source<'_>,
+    source: &dyn PageSource,
     output: &mut Output,
     options: &Options<'_>,
     cancelled: &AtomicBool,

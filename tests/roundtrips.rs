@@ -104,6 +104,14 @@ mod identity {
     roundtrip!(status, "identity/status.c");
 }
 
+mod snapshot {
+    use super::*;
+
+    roundtrip!(childless, "snapshot/childless.c");
+    roundtrip!(consistent, "snapshot/consistent.c");
+    roundtrip!(shared, "snapshot/shared.c");
+}
+
 mod clock {
     use super::*;
 

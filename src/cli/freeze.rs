@@ -156,10 +156,11 @@ impl Args {
 fn last_line(report: &Report, file: &str) -> String {
     let Report { pid, afterwards, .. } = report;
     let image = format!("{file} {}", size(report.file_bytes));
+    let paused = report.paused.as_secs_f64() * 1e3;
     match afterwards {
         Afterwards::End => format!("pid {pid} ended; {image}"),
         Afterwards::KeepRunning if report.was_stopped => format!("pid {pid} is stopped as before; {image}"),
-        Afterwards::KeepRunning => format!("pid {pid} goes on; {image}"),
+        Afterwards::KeepRunning => format!("pid {pid} goes on; {image}; paused for {paused:.1} ms"),
         Afterwards::LeaveStopped => {
             format!("pid {pid} stays stopped; {image}: `cryopod resume {pid}` or `cryopod end {pid}`")
         }
@@ -253,6 +254,7 @@ mod tests {
             afterwards,
             was_stopped: false,
             file_bytes: 812_000_000,
+            paused: std::time::Duration::from_micros(3_120),
             warnings: vec![],
         };
         assert_eq!(
@@ -261,7 +263,7 @@ mod tests {
         );
         assert_eq!(
             last_line(&report(Afterwards::KeepRunning), "app.img"),
-            "pid 4127 goes on; app.img 812 MB"
+            "pid 4127 goes on; app.img 812 MB; paused for 3.1 ms"
         );
         assert_eq!(
             last_line(&report(Afterwards::LeaveStopped), "app.img"),

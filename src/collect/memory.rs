@@ -34,6 +34,14 @@ impl Area {
         self.len() == 0
     }
 
+    /// Whether the child of a fork(2) has what this private mapping holds: not after MADV_DONTFORK and MADV_WIPEONFORK, which
+    /// MAP_DROPPABLE implies (madvise(2)), and hugetlb pages may be taken from it again (hugetlb_wp(), mm/hugetlb.c). What a tracer
+    /// cannot read (without "mr", VM_MAYREAD) is looked at while the process is stopped.
+    pub fn is_carried_by_fork(&self) -> bool {
+        let not = [b"dc", b"wf", b"dp", b"ht"];
+        !self.shared && self.flags.has(b"mr") && !not.iter().any(|code| self.flags.has(code))
+    }
+
     /// For people: `mapping 7f00-7f10 of /dev/dri/card0`.
     pub fn label(&self) -> String {
         let mut label = format!("mapping {:x}-{:x}", self.start, self.end);

@@ -24,7 +24,7 @@ mod timers;
 mod waits;
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
 
@@ -57,10 +57,25 @@ pub use task_flags::TaskFlags;
 pub struct Collected {
     pub facts: Facts,
     pub objects: Vec<OwnedFd>,
+    pub later: Vec<Later>,
+}
+
+/// A mapping whose pages are still to be looked for, by [`pages_of_copy`].
+pub struct Later {
+    pub area: Area,
+    anonymous: bool,
+}
+
+/// When the pages of private memory are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    Now,
+    /// Where fork(2) carries them, later, in a copy of the process.
+    InCopy,
 }
 
 /// `tracees` were looked for before the process was stopped.
-pub fn collect(process: &mut StoppedProcess, tracees: Vec<Relative>) -> Result<Collected> {
+pub fn collect(process: &mut StoppedProcess, tracees: Vec<Relative>, pages: Pages) -> Result<Collected> {
     let dir = ProcDir::of(process.proc()).context("duplicate /proc/PID")?;
     let clocks = clocks::clocks(&dir)?;
     let each = process.threads().iter();
@@ -75,6 +90,9 @@ pub fn collect(process: &mut StoppedProcess, tracees: Vec<Relative>) -> Result<C
     // Threads that may not be asked are refused, so that their answers are not missed.
     let mut answers = match restrictions.iter().all(Restrictions::may_be_asked) {
         true => {
+            process
+                .reap_dead_copies()
+                .context("reap what a freeze left that was killed")?;
             let questions = Questions {
                 timers: &mut timers,
                 mappings: policies::candidates(&dir)?,
@@ -89,7 +107,7 @@ pub fn collect(process: &mut StoppedProcess, tracees: Vec<Relative>) -> Result<C
     let threads = threads(process, &dir, restrictions, std::mem::take(&mut answers.threads))?;
     let mut shared = SharedObjects::new()?;
     let descriptors = fd::look(process.pid(), dir.as_fd(), &mut shared)?;
-    let mappings = mappings(&dir, &mut shared, &mut answers.memory_policies)?;
+    let (mappings, later) = mappings(&dir, &mut shared, &mut answers.memory_policies, pages)?;
     let (objects, files) = shared.into_parts();
     let facts = Facts {
         pid: process.pid().as_raw(),
@@ -103,7 +121,11 @@ pub fn collect(process: &mut StoppedProcess, tracees: Vec<Relative>) -> Result<C
         descriptors,
         shared_objects: shared_facts(objects, &files)?,
     };
-    Ok(Collected { facts, objects: files })
+    Ok(Collected {
+        facts,
+        objects: files,
+        later,
+    })
 }
 
 fn threads(
@@ -142,15 +164,24 @@ fn mappings(
     dir: &ProcDir,
     shared: &mut SharedObjects,
     policies: &mut HashMap<u64, MemoryPolicy>,
-) -> Result<Vec<Mapping>> {
+    pages: Pages,
+) -> Result<(Vec<Mapping>, Vec<Later>)> {
     let scanner = Scanner::new(dir)?;
+    let in_copy = pages == Pages::InCopy && scanner.skips_holes();
     let mut finder = Finder::new(dir, shared);
-    let mut mappings = Vec::new();
+    let (mut mappings, mut later) = (Vec::new(), Vec::new());
     for area in memory::areas(dir)? {
         let object = finder.find(&area);
         // Pages of shared mappings belong to their object; those of the kernel's own are made anew.
         let has_own_pages = !area.shared && object != Object::Kernel;
         let populated = match has_own_pages {
+            true if in_copy && area.is_carried_by_fork() => {
+                later.push(Later {
+                    area: area.clone(),
+                    anonymous: object == Object::Anonymous,
+                });
+                Populated::default()
+            }
             true => scanner.populated(&area, object == Object::Anonymous)?,
             false => Populated::default(),
         };
@@ -161,7 +192,17 @@ fn mappings(
             populated,
         });
     }
-    Ok(mappings)
+    Ok((mappings, later))
+}
+
+/// The pages of mappings, in a copy of the process that they are of.
+pub fn pages_of_copy(copy: BorrowedFd<'_>, mappings: &[Later]) -> Result<Vec<Populated>> {
+    let dir = ProcDir::of(copy).context("duplicate /proc/PID")?;
+    let scanner = Scanner::new(&dir)?;
+    let pages = mappings.iter();
+    pages
+        .map(|later| scanner.populated(&later.area, later.anonymous))
+        .collect()
 }
 
 fn kernel_areas() -> Result<Vec<Area>> {

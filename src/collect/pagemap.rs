@@ -54,6 +54,11 @@ impl Scanner {
         Ok(Scanner { pagemap, method })
     }
 
+    /// Whether the kernel tells of pages without a pass over all entries.
+    pub fn skips_holes(&self) -> bool {
+        self.method != Method::Entries
+    }
+
     /// The pages of `area` that differ from what mapping it again would give: a file or a shared object, or (`anonymous`) nothing.
     pub fn populated(&self, area: &Area, anonymous: bool) -> Result<Populated> {
         match self.method {

@@ -40,22 +40,12 @@ pub fn describe(facts: &Facts, files: &mut FileTable, refusals: &mut Vec<Refusal
 impl Described {
     fn push(&mut self, mapping: &Mapping, backing: Backing) {
         let Mapping { area, populated, .. } = mapping;
-        let zeros = if backing == Backing::Anonymous {
-            Zeros::LeaveOut
-        } else {
-            Zeros::Keep
-        };
         let runs = if keeps_content(mapping) {
             populated.runs.as_slice()
         } else {
             &[]
         };
-        self.extents.extend(runs.iter().map(|&(start, end)| Extent {
-            space: Space::Process(0),
-            offset: start,
-            len: end - start,
-            zeros,
-        }));
+        self.extents.extend(extents(&backing, runs));
         self.vmas.push(Vma {
             start: area.start,
             end: area.end,
@@ -69,6 +59,20 @@ impl Described {
             resident: runs.iter().map(|(start, end)| end - start).sum(),
         });
     }
+}
+
+/// Runs of pages of a mapping, to be stored.
+pub fn extents(backing: &Backing, runs: &[(u64, u64)]) -> impl Iterator<Item = Extent> {
+    let zeros = match backing {
+        Backing::Anonymous => Zeros::LeaveOut,
+        _ => Zeros::Keep,
+    };
+    runs.iter().map(move |&(start, end)| Extent {
+        space: Space::Process(0),
+        offset: start,
+        len: end - start,
+        zeros,
+    })
 }
 
 /// Not the kernel's own, which a thaw maps anew; and not droppable memory (MAP_DROPPABLE, Linux 6.11), which the program expects to

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 
-use crate::image::file::PendingFile;
+use crate::image::file::{self, PendingFile};
 
 pub enum Output {
     File(PendingFile),
@@ -47,6 +47,14 @@ impl Output {
             Output::Stream(file) => file,
         };
         Sink { inner, cancelled }
+    }
+
+    /// A file for what has to be kept for a while, on the disk that the image goes to where it goes to one.
+    pub fn spare(&self) -> Result<File> {
+        match self {
+            Output::File(file) => file.spare(),
+            Output::Stream(_) => file::spare(),
+        }
     }
 
     /// The image is complete: gives the file its name. A stream has none, and nothing that would prove what arrived.

@@ -71,6 +71,11 @@ impl PendingFile {
         })
     }
 
+    /// One more file in the directory, for the time of writing. It never has a name that stays.
+    pub fn spare(&self) -> Result<File> {
+        nameless(&self.directory, &self.name).with_context(|| format!("create a file beside {}", self.path.display()))
+    }
+
     /// Gives the file its name, in place of what had it, once its content is on the disk; without `sync` the disk follows later.
     pub fn commit(mut self, sync: bool) -> Result<()> {
         let path = self.path.clone();
@@ -170,6 +175,21 @@ fn open_directory(path: &Path) -> Result<File> {
         .custom_flags(libc::O_DIRECTORY)
         .open(path)
         .with_context(|| format!("open the directory {}", path.display()))
+}
+
+/// A file in the directory for temporary ones, for the time of writing a stream.
+pub fn spare() -> Result<File> {
+    let path = std::env::temp_dir();
+    nameless(&open_directory(&path)?, OsStr::new("cryopod"))
+        .with_context(|| format!("create a file in {}", path.display()))
+}
+
+fn nameless(directory: &File, name: &OsStr) -> Result<File, Errno> {
+    let (file, temporary) = make_file(directory, name)?;
+    match temporary {
+        Some(name) => unlinkat(directory, &*name, UnlinkatFlags::NoRemoveDir).map(|()| file),
+        None => Ok(file),
+    }
 }
 
 /// A file without a name, or where there is no such thing, one with a name that nobody else has.
@@ -293,6 +313,14 @@ mod tests {
             format!("{error:#}"),
             "open the directory /nowhere: No such file or directory (os error 2)"
         );
+    }
+
+    #[test]
+    fn a_spare_file_has_no_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = PendingFile::create(&directory.path().join("app.img")).unwrap();
+        file.spare().unwrap().write_all(b"content").unwrap();
+        assert!(names(directory.path()).is_empty());
     }
 
     #[test]

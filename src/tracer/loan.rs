@@ -15,7 +15,7 @@ use super::seize::adopt;
 use super::thread::StoppedThread;
 use super::way_home::{DeadBytes, FreeSlot, MARK, is_left_page};
 use super::{Error, ProcessMemory, Result, Resume, Stop};
-use crate::arch::{CALL_AT, RESULTS_AT, SLOT_LEN, Slot};
+use crate::arch::{CALL_AT, CLONE_AT, RESULTS_AT, SLOT_LEN, Slot};
 
 pub(super) const PAGE: u64 = 4096;
 
@@ -29,6 +29,10 @@ pub(super) struct Loan<'a> {
     state: State,
     /// The thread does not get to the end of a call, so that none is tried again.
     stuck: bool,
+    /// What its last clone(2) made, by its number in our namespace.
+    born: Option<Pid>,
+    /// Signals that were let in: each may have changed memory.
+    signals: usize,
     _pinned: Pinned,
 }
 
@@ -55,7 +59,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const MAX_ATTEMPTS: usize = 10_000;
 
 impl<'a> Loan<'a> {
+    /// With a page for results.
     pub fn begin(process: &'a mut StoppedProcess, thread: usize) -> Result<Self> {
+        let mut loan = Self::begin_bare(process, thread)?;
+        loan.unmap_leftovers()?;
+        loan.map_results()?;
+        Ok(loan)
+    }
+
+    /// For calls that need no memory.
+    pub fn begin_bare(process: &'a mut StoppedProcess, thread: usize) -> Result<Self> {
         let tid = process.threads[thread].tid();
         let cpu = process.proc.task_stat(tid).map_err(|_gone| Error::Gone(tid))?.processor;
         let dead = match process.dead_bytes {
@@ -75,11 +88,11 @@ impl<'a> Loan<'a> {
             results: 0,
             state: State::Home,
             stuck: false,
+            born: None,
+            signals: 0,
             _pinned,
         };
         loan.let_pending_signals_in()?;
-        loan.unmap_leftovers()?;
-        loan.map_results()?;
         Ok(loan)
     }
 
@@ -96,10 +109,31 @@ impl<'a> Loan<'a> {
         self.process.threads[self.thread].tid()
     }
 
+    /// Where the way home is laid.
+    pub fn slot(&self) -> u64 {
+        self.slot.addr
+    }
+
+    /// How many signals were let in so far.
+    pub fn signals(&self) -> usize {
+        self.signals
+    }
+
     /// Runs one system call; the result is the kernel's, negative errno included.
     pub fn call(&mut self, number: u64, args: [u64; 6]) -> Result<i64> {
+        self.call_at(CALL_AT, number, args)
+    }
+
+    /// clone(2) of a child that ends by itself should we die before it is ours; it comes up traced, and its number is that in our
+    /// namespace. The result is as the thread sees it.
+    pub fn clone_child(&mut self, flags: u64) -> Result<(i64, Option<Pid>)> {
+        let result = self.call_at(CLONE_AT, libc::SYS_clone as u64, [flags, 0, 0, 0, 0, 0])?;
+        Ok((result, self.born.take()))
+    }
+
+    fn call_at(&mut self, entry: u64, number: u64, args: [u64; 6]) -> Result<i64> {
         for _ in 0..MAX_ATTEMPTS {
-            match self.attempt(number, args)? {
+            match self.attempt(entry, number, args)? {
                 // A signal that arrives between the checks of the kernel can show in the result of a call that does not wait.
                 Attempt::Done(-516..=-512 | -4) | Attempt::SignalLetIn => {}
                 Attempt::Done(result) => return Ok(result),
@@ -111,6 +145,11 @@ impl<'a> Loan<'a> {
     /// Unmaps the results, gives the registers back and wipes the way home.
     pub fn end(mut self) -> Result<()> {
         self.finish()
+    }
+
+    /// As [`end`](Self::end); the answer is how many signals were let in since it began.
+    pub fn end_counting(mut self) -> Result<usize> {
+        self.finish().map(|()| self.signals)
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -127,12 +166,12 @@ impl<'a> Loan<'a> {
             .map_err(|error| Error::memory(self.tid(), "the way home", &error))
     }
 
-    fn attempt(&mut self, number: u64, args: [u64; 6]) -> Result<Attempt> {
+    fn attempt(&mut self, entry: u64, number: u64, args: [u64; 6]) -> Result<Attempt> {
         if self.state == State::Home {
             self.lay_way_home()?;
         }
         let mut regs = self.thread().regs;
-        regs.set_pc(self.slot.addr + CALL_AT);
+        regs.set_pc(self.slot.addr + entry);
         regs.set_call(number, args);
         self.state = State::Away;
         self.thread_mut().task.set_regs(&regs)?;
@@ -155,8 +194,9 @@ impl<'a> Loan<'a> {
             match task.wait_until(Instant::now() + PATIENCE)? {
                 Some(Stop::Syscall) => return Ok(None),
                 Some(Stop::Signal(signal)) => return Ok(Some(signal)),
+                Some(Stop::Event(_)) => self.born = self.thread().task.newborn()?,
                 // A second stop of a group-stop, or an interrupt that came twice: nothing of ours changes by it.
-                Some(Stop::Interrupted { .. } | Stop::Event(_)) => {}
+                Some(Stop::Interrupted { .. }) => {}
                 None => return self.give_up(),
             }
         }
@@ -178,6 +218,7 @@ impl<'a> Loan<'a> {
 
     /// From a signal-delivery stop on loan: the thread gets its own registers and the signal, and stops before it runs its handler.
     fn let_signal_in(&mut self, signal: i32) -> Result<()> {
+        self.signals += 1;
         self.restore_registers()?;
         let thread = self.thread_mut();
         thread.task.interrupt()?;
@@ -212,6 +253,7 @@ impl<'a> Loan<'a> {
         let mut stop = self.thread_mut().task.wait()?;
         while !matches!(stop, Stop::Interrupted { .. }) {
             let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
+            self.signals += 1;
             if let Some(child) = self.thread().task.newborn()? {
                 adopt(self.process, child)?;
             }

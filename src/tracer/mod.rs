@@ -3,6 +3,7 @@
 //! All requests for a task must come from the thread that seized it (ptrace(2)).
 
 mod before_stop;
+mod copy;
 mod deadline;
 mod dispatch;
 mod elf;
@@ -24,6 +25,7 @@ mod wait;
 mod way_home;
 
 pub use before_stop::BeforeStop;
+pub use copy::{Copied, MemoryCopy};
 pub use error::{Error, Result};
 pub use memory::ProcessMemory;
 pub use process::StoppedProcess;

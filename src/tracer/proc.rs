@@ -22,6 +22,10 @@ impl ProcDir {
         )?))
     }
 
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(ProcDir)
+    }
+
     pub fn open_file(&self, path: &str, flags: OFlag) -> io::Result<File> {
         Ok(openat(&self.0, path, flags | OFlag::O_CLOEXEC, Mode::empty())?.into())
     }
@@ -75,6 +79,8 @@ pub struct Stat {
     pub ppid: i32,
     pub flags: u32,
     pub start_time: u64,
+    /// Sent to its parent when it ends; -1 of a thread.
+    pub exit_signal: i32,
     /// The CPU it last ran on.
     pub processor: usize,
 }
@@ -102,6 +108,7 @@ impl Stat {
             ppid: field(4)?.parse().ok()?,
             flags: field(9)?.parse().ok()?,
             start_time: field(22)?.parse().ok()?,
+            exit_signal: field(38)?.parse().ok()?,
             processor: field(39)?.parse().ok()?,
         })
     }
@@ -159,8 +166,8 @@ mod tests {
         let stat = Stat::parse(text).unwrap();
         assert_eq!(stat.comm, "a) b (c");
         assert_eq!(
-            (stat.state, stat.ppid, stat.start_time, stat.processor),
-            ('S', 4101, 138_012, 1)
+            (stat.state, stat.ppid, stat.start_time, stat.exit_signal, stat.processor),
+            ('S', 4101, 138_012, 17, 1)
         );
         assert!(!stat.is_kernel_thread());
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
 
 use nix::unistd::Pid;
 
@@ -22,6 +23,8 @@ pub struct StoppedProcess {
     pub(super) memory: ProcessMemory,
     /// The leader first.
     pub(super) threads: Vec<StoppedThread>,
+    /// Before the first thread was told to stop.
+    pub(super) since: Instant,
     /// Where ways home are laid, once one was needed.
     pub(super) dead_bytes: Option<DeadBytes>,
     pub(super) not_send: PhantomData<*const ()>,
@@ -48,6 +51,11 @@ impl StoppedProcess {
         }
     }
 
+    /// When it was told to stop.
+    pub fn stopped_since(&self) -> Instant {
+        self.since
+    }
+
     /// The leader first.
     pub fn threads(&self) -> &[StoppedThread] {
         &self.threads
@@ -61,16 +69,21 @@ impl StoppedProcess {
         })
     }
 
+    /// Those that its first thread made, or that were left to it.
+    pub(super) fn children_of_leader(&self) -> io::Result<Vec<Pid>> {
+        match self.proc.read_text(&format!("task/{}/children", self.pid)) {
+            Ok(list) => Ok(pids(&list)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => children_by_parent(self.pid),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Children of all its threads, ended ones that nobody waited for included.
     pub fn children(&self) -> io::Result<Vec<Pid>> {
         let mut children = Vec::new();
         for thread in &self.threads {
             match self.proc.read_text(&format!("task/{}/children", thread.tid())) {
-                Ok(list) => children.extend(
-                    list.split_whitespace()
-                        .filter_map(|pid| pid.parse().ok())
-                        .map(Pid::from_raw),
-                ),
+                Ok(list) => children.extend(pids(&list)),
                 // A kernel without CONFIG_PROC_CHILDREN.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return children_by_parent(self.pid),
                 Err(error) => return Err(error),
@@ -78,6 +91,11 @@ impl StoppedProcess {
         }
         Ok(children)
     }
+}
+
+fn pids(list: &str) -> Vec<Pid> {
+    let numbers = list.split_whitespace().filter_map(|pid| pid.parse().ok());
+    numbers.map(Pid::from_raw).collect()
 }
 
 fn children_by_parent(parent: Pid) -> io::Result<Vec<Pid>> {

@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// on as it was.
 pub fn seize(pid: Pid) -> anyhow::Result<StoppedProcess> {
     let Candidate { proc, start_time } = refuse::look(pid)?;
+    let since = Instant::now();
     let mut seizure = Seizure::new(pid, proc);
     while seizure.seize_new_threads()? {
         seizure.wait_for_all()?;
@@ -36,6 +37,21 @@ pub fn seize(pid: Pid) -> anyhow::Result<StoppedProcess> {
     {
         bail!("pid {pid} ended and another process has its number now");
     }
+    Ok(StoppedProcess {
+        since,
+        ..seizure.into_process()?
+    })
+}
+
+/// Stops the first thread only, for a call of its own: the others run on. The process is the one that `proc` was opened on.
+pub(super) fn seize_leader(pid: Pid, proc: ProcDir) -> anyhow::Result<StoppedProcess> {
+    let mut seizure = Seizure::new(pid, proc);
+    seizure.seize_thread(pid)?;
+    seizure.wait_for_all()?;
+    seizure
+        .proc
+        .stat()
+        .map_err(|_another_has_its_number| Error::Gone(pid))?;
     seizure.into_process()
 }
 
@@ -257,6 +273,7 @@ impl Seizure {
             proc: self.proc,
             memory,
             threads,
+            since: Instant::now(),
             dead_bytes: None,
             not_send: PhantomData,
         })

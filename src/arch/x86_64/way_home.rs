@@ -21,10 +21,12 @@ pub struct Slot {
 
 /// The system call instruction of a slot is its first byte.
 pub const CALL_AT: u64 = 0;
+/// Where clone(2) is called: a child whose tracer died does not go home but ends.
+pub const CLONE_AT: u64 = 4;
 /// Where [`Slot::results`] is in a slot.
 pub const RESULTS_AT: usize = GENERATION_AT + 8;
 
-const VALUES_AT: usize = 80;
+const VALUES_AT: usize = 88;
 const VALUES: usize = 10;
 const GENERATION_AT: usize = VALUES_AT + 8 * VALUES;
 const _: () = assert!(RESULTS_AT + 8 <= SLOT_LEN);
@@ -43,15 +45,33 @@ const LOADS: [[u8; 3]; 9] = [
 ];
 
 const CODE: [u8; VALUES_AT] = code();
+/// `syscall; jmp 1f; syscall; xchg %rax,%rcx; jrcxz 2f; 1:`.
+const CALLS: [u8; LOADS_AT] = [
+    0x0f,
+    0x05,
+    0xeb,
+    0x06,
+    0x0f,
+    0x05,
+    0x48,
+    0x91,
+    0xe3,
+    (EXIT_AT - LOADS_AT) as u8,
+];
+/// `2: lea 60(%rcx),%eax; syscall`: exit(2), since rcx is 0, the result of clone(2) in a child.
+const EXIT: [u8; 5] = [0x8d, 0x41, 0x3c, 0x0f, 0x05];
+const LOADS_AT: usize = 10;
+const EXIT_AT: usize = LOADS_AT + 7 * LOADS.len() + 6;
+const _: () = assert!(EXIT_AT + EXIT.len() <= VALUES_AT);
 
-/// `syscall; jmp 1f; 1: mov … (nine times); jmp *value(%rip)`.
+/// [`CALLS`], `1: mov … (nine times); jmp *value(%rip)`, [`EXIT`].
 const fn code() -> [u8; VALUES_AT] {
     let mut code = [0; VALUES_AT];
-    code[0] = 0x0f;
-    code[1] = 0x05;
-    code[2] = 0xeb;
-    code[3] = 0x00;
-    let mut at = 4;
+    let mut at = 0;
+    while at < LOADS_AT {
+        code[at] = CALLS[at];
+        at += 1;
+    }
     let mut value = 0;
     while value < LOADS.len() {
         code[at] = LOADS[value][0];
@@ -64,6 +84,11 @@ const fn code() -> [u8; VALUES_AT] {
     code[at] = 0xff;
     code[at + 1] = 0x25;
     code[at + 2] = (VALUES_AT + 8 * value - (at + 6)) as u8;
+    let mut byte = 0;
+    while byte < EXIT.len() {
+        code[EXIT_AT + byte] = EXIT[byte];
+        byte += 1;
+    }
     code
 }
 
@@ -123,10 +148,19 @@ mod tests {
 
     #[test]
     fn the_last_load_ends_before_the_values() {
-        let jump = 4 + 7 * LOADS.len();
-        assert!(jump + 6 <= VALUES_AT);
+        let jump = LOADS_AT + 7 * LOADS.len();
+        assert_eq!(jump + 6, EXIT_AT);
         // The displacement counts from the end of the instruction.
         assert_eq!(jump + 6 + usize::from(CODE[jump + 2]), VALUES_AT + 8 * 9);
+    }
+
+    #[test]
+    fn a_call_goes_to_the_loads_and_a_child_to_its_exit() {
+        // Displacements of the two short jumps count from the end of the instruction.
+        assert_eq!(4 + usize::from(CODE[3]), LOADS_AT);
+        assert_eq!(CODE[CLONE_AT as usize..][..2], *super::super::SYSCALL_INSTRUCTION);
+        assert_eq!(LOADS_AT + usize::from(CODE[LOADS_AT - 1]), EXIT_AT);
+        assert_eq!(i64::from(EXIT[2]), libc::SYS_exit);
     }
 
     #[test]
