@@ -105,7 +105,7 @@ fn a_thread_that_runs_no_call_is_given_up() {
     let before = maps();
     member.freeze_group();
     let mut process = seize(pid).expect("it can be stopped");
-    let error = Remote::borrow(&mut process, 0).err().expect("it cannot run a call");
+    let error = Remote::borrow(&mut process, 0).expect_err("it cannot run a call");
     assert!(error.to_string().contains("control group"), "{error}");
     process.resume().expect("it is let go");
     wait_until("it is let go", || state(member.program.pid) != Some('t'));
