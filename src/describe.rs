@@ -6,9 +6,9 @@ mod refusals;
 #[cfg(test)]
 mod tests;
 
-use crate::collect::{Facts, Populated, ProcessFacts, ThreadFacts};
+use crate::collect::{Facts, Populated, ProcessFacts, Sandbox, ThreadFacts};
 use crate::image::pages::Extent;
-use crate::image::state::{File, Memory, Name, Process, Snapshot};
+use crate::image::state::{File, Filter, Memory, Name, Process, Snapshot};
 use crate::refusal::{Refusal, Refused};
 
 /// What goes into the image: its state, and which memory.
@@ -46,6 +46,14 @@ pub fn describe(facts: Facts) -> Result<Described, Refused> {
     if !refusals.is_empty() {
         return Err(Refused(refusals));
     }
+    let mut warnings = facts.descriptors.warnings;
+    warnings.extend(
+        facts
+            .process
+            .untold
+            .iter()
+            .map(|note| format!("pid {}: {note}", facts.pid)),
+    );
     let process = process(facts.pid, facts.process, exe, memory.vmas, facts.threads);
     let snapshot = Snapshot {
         host: facts.host,
@@ -59,7 +67,7 @@ pub fn describe(facts: Facts) -> Result<Described, Refused> {
     Ok(Described {
         snapshot,
         extents: memory.extents,
-        warnings: facts.descriptors.warnings,
+        warnings,
     })
 }
 
@@ -68,8 +76,10 @@ fn process(
     facts: ProcessFacts,
     exe: u32,
     vmas: Vec<crate::image::state::Vma>,
-    threads: Vec<ThreadFacts>,
+    mut threads: Vec<ThreadFacts>,
 ) -> Process {
+    let mut settings = facts.settings;
+    settings.filters = share_filters(&mut threads);
     Process {
         pid,
         ppid: facts.ppid,
@@ -84,7 +94,7 @@ fn process(
         dumpable: facts.dumpable,
         coredump_filter: facts.coredump_filter,
         child_subreaper: facts.child_subreaper,
-        settings: facts.settings,
+        settings,
         memory: Memory {
             vmas,
             layout: facts.layout,
@@ -99,6 +109,24 @@ fn process(
         rlimits: facts.rlimits,
         threads: threads.into_iter().map(|thread| thread.thread).collect(),
     }
+}
+
+/// The filters of all threads, each once; the threads get their indices. Most have what the first has.
+fn share_filters(threads: &mut [ThreadFacts]) -> Vec<Filter> {
+    let mut all: Vec<Filter> = Vec::new();
+    for ThreadFacts { thread, sandbox, .. } in threads {
+        let Sandbox::Filtered { filters, .. } = sandbox else {
+            continue;
+        };
+        for filter in filters.drain(..) {
+            let at = all.iter().position(|known| *known == filter).unwrap_or_else(|| {
+                all.push(filter);
+                all.len() - 1
+            });
+            thread.settings.filters.push(at as u32);
+        }
+    }
+    all
 }
 
 /// Snapshot::files, each file once.

@@ -194,6 +194,7 @@ fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -
     };
     let mut refusals = trust::against(snapshot, owner, options.trust);
     let mut warnings = checked.warnings;
+    warnings.extend(machine.surroundings.warning(snapshot));
     refusals.extend(checked.refusals);
     let planned = plan(snapshot, &machine, wishes);
     let files = match files {

@@ -69,7 +69,10 @@ refused! {
     memory_of_performance_events: "perf", "mapping ", "cannot be carried";
     secret_memory: "secret", "secret memory";
     segments_of_its_own: "ldt", "modify_ldt";
-    a_seccomp_filter: "seccomp", "seccomp", "start the program without";
+    a_seccomp_filter_that_forbids_to_ask: "seccomp_asking", "thread ", "seccomp filter that forbids sigaltstack", "allow that call";
+    a_seccomp_filter_that_forbids_loans: "seccomp_loans", "thread ", "seccomp filter that forbids munmap", "allow that call";
+    a_supervised_seccomp_filter: "seccomp_supervised", "seccomp", "supervisor", "start the program without";
+    strict_seccomp: "seccomp_strict", "strict mode of seccomp", "start the program without";
     a_mapping_of_a_deleted_file: "deleted", "mapping ", "was deleted", "restart the program";
     a_mapping_of_a_replaced_file: "replaced", "mapping ", "another file has its name", "restart the program";
     a_deleted_working_directory: "directory", "working directory", "was deleted";

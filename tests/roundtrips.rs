@@ -44,6 +44,8 @@ mod threads {
     roundtrip!(robust, "threads/robust.c");
     roundtrip!(rseq, "threads/rseq.c");
     roundtrip!(scheduling, "threads/scheduling.c");
+    roundtrip!(seccomp, "threads/seccomp.c");
+    roundtrip!(seccomp_shared, "threads/seccomp_shared.c");
 }
 
 mod blocked {

@@ -20,6 +20,8 @@ pub struct Answers {
     pub has_ldt: bool,
     /// Of the mappings that begin at the addresses that were asked about.
     pub memory_policies: HashMap<u64, MemoryPolicy>,
+    /// What could not be asked, for people.
+    pub untold: Vec<String>,
     pub signal_actions: Vec<SignalAction>,
     pub interval_timers: [TimerTime; 3],
     /// In the order of the threads.
@@ -56,17 +58,18 @@ pub struct Questions<'a> {
 pub fn ask(process: &mut StoppedProcess, mut questions: Questions<'_>) -> Result<Answers> {
     let mut answers = Answers::default();
     let mut first_speculation = [0; 3];
+    let mut untold = Untold::default();
     let mut of_threads = Vec::with_capacity(process.threads().len());
     for index in 0..process.threads().len() {
         let tid = process.threads()[index].tid();
         let pid = process.pid().as_raw();
         let mut remote = Remote::borrow(process, index).map_err(|error| cannot_borrow(pid, error))?;
         let known = speculation::known(&questions.speculation[index], index, first_speculation);
-        let of_thread = ask_thread(&mut remote, known, questions.cpuid_may_fault);
-        let of_thread = of_thread.with_context(|| format!("ask thread {tid}"));
+        let of_thread = ask_thread(&mut remote, known, questions.cpuid_may_fault, &mut untold);
+        let of_thread = of_thread.map_err(|error| cannot_ask(pid, error));
         let of_process = match index {
-            0 => ask_process(&mut remote, &mut questions)
-                .context("ask the process")
+            0 => ask_process(&mut remote, &mut questions, &mut untold)
+                .map_err(|error| cannot_ask(pid, error))
                 .map(Some),
             _ => Ok(None),
         };
@@ -74,15 +77,16 @@ pub fn ask(process: &mut StoppedProcess, mut questions: Questions<'_>) -> Result
         remote
             .give_back()
             .with_context(|| format!("give thread {tid} its registers back"))?;
-        let of_thread = of_thread?;
+        let of_thread = of_thread.with_context(|| format!("ask thread {tid}"))?;
         if index == 0 {
             first_speculation = of_thread.speculation;
         }
         of_threads.push(of_thread);
-        answers = of_process?.unwrap_or(answers);
+        answers = of_process.context("ask the process")?.unwrap_or(answers);
     }
     Ok(Answers {
         threads: of_threads,
+        untold: untold.0,
         ..answers
     })
 }
@@ -91,12 +95,13 @@ fn ask_thread(
     remote: &mut Remote<'_>,
     known: [Option<u32>; 3],
     cpuid_may_fault: bool,
+    untold: &mut Untold,
 ) -> tracer::Result<ThreadAnswers> {
     let mut speculation = [0; 3];
     for (which, known) in known.into_iter().enumerate() {
         speculation[which] = match known {
             Some(state) => state,
-            None => remote.get_speculation(which as u32)?,
+            None => untold.or(remote.get_speculation(which as u32), 0)?,
         };
     }
     Ok(ThreadAnswers {
@@ -105,48 +110,78 @@ fn ask_thread(
         pdeath_signal: remote.get_pdeath_signal()?,
         securebits: remote.get_securebits()?,
         timer_slack_ns: remote.get_timer_slack()?,
-        tsc: remote.get_tsc()?,
-        cpuid_faults: cpuid_may_fault && remote.cpuid_faults()?,
+        tsc: untold.or(remote.get_tsc(), 0)?,
+        cpuid_faults: cpuid_may_fault && untold.or(remote.cpuid_faults(), false)?,
         speculation,
-        memory_policy: remote.memory_policy(None)?,
+        memory_policy: untold.or(remote.memory_policy(None), None)?,
     })
 }
 
-fn ask_process(remote: &mut Remote<'_>, questions: &mut Questions<'_>) -> tracer::Result<Answers> {
+fn ask_process(remote: &mut Remote<'_>, questions: &mut Questions<'_>, untold: &mut Untold) -> tracer::Result<Answers> {
     for timer in questions.timers.iter_mut() {
         timer.time = remote.timer_gettime(timer.id)?;
         timer.overrun = remote.timer_getoverrun(timer.id)?;
     }
     let mut memory_policies = HashMap::new();
     for &address in &questions.mappings {
-        if let Some(policy) = remote.memory_policy(Some(address))? {
+        if let Some(policy) = untold.or(remote.memory_policy(Some(address)), None)? {
             memory_policies.insert(address, policy);
         }
     }
     Ok(Answers {
         brk: remote.brk()?,
         dumpable: remote.get_dumpable()?,
-        child_subreaper: remote.get_child_subreaper()?,
+        child_subreaper: untold.or(remote.get_child_subreaper(), false)?,
         settings: ProcessSettings {
-            thp_disable: remote.get_thp_disable()?,
-            mdwe: remote.get_mdwe()?,
-            memory_merge: remote.get_memory_merge()?,
-            membarrier: remote.membarrier_registrations()?,
-            futex_slots: remote.get_futex_slots()?,
-            xstate_permission: remote.xstate_permission()?,
+            thp_disable: untold.or(remote.get_thp_disable(), 0)?,
+            mdwe: untold.or(remote.get_mdwe(), 0)?,
+            memory_merge: untold.or(remote.get_memory_merge(), false)?,
+            membarrier: untold.or(remote.membarrier_registrations(), 0)?,
+            futex_slots: untold.or(remote.get_futex_slots(), None)?,
+            xstate_permission: untold.or(remote.xstate_permission(), 0)?,
+            filters: Vec::new(),
         },
-        has_ldt: remote.has_ldt()?,
+        has_ldt: untold.or(remote.has_ldt(), false)?,
         memory_policies,
+        untold: Vec::new(),
         signal_actions: signal_actions(remote)?,
         interval_timers: [remote.getitimer(0)?, remote.getitimer(1)?, remote.getitimer(2)?],
         threads: Vec::new(),
     })
 }
 
+/// Settings that a seccomp filter of the program does not let it tell. They are taken for not set, and that is said.
+#[derive(Debug, Default)]
+struct Untold(Vec<String>);
+
+impl Untold {
+    fn or<T>(&mut self, answer: tracer::Result<T>, default: T) -> tracer::Result<T> {
+        let Err(tracer::Error::Forbidden { call, .. }) = answer else {
+            return answer;
+        };
+        let note = format!("its seccomp filter forbids {call}, which would tell a setting: taken for not set");
+        if !self.0.contains(&note) {
+            self.0.push(note);
+        }
+        Ok(default)
+    }
+}
+
+/// A call that the program's own filter would not let it make is a refusal, whatever it is for.
+fn cannot_ask(pid: i32, error: tracer::Error) -> anyhow::Error {
+    let tracer::Error::Forbidden { tid, call } = error else {
+        return error.into();
+    };
+    let object = format!("thread {tid}");
+    let reason = format!("is under a seccomp filter that forbids {call}, which cryopod would have to make it call");
+    let remedy = "allow that call, or start the program without its sandbox";
+    Refused::from(Refusal::new(pid, object, reason, remedy)).into()
+}
+
 /// A signal that came while the process was stopped is the user's to let in; every other failure is what it is.
 fn cannot_borrow(pid: i32, error: tracer::Error) -> anyhow::Error {
     let tracer::Error::SignalWaits(tid) = error else {
-        return anyhow::Error::from(error).context("borrow a thread");
+        return cannot_ask(pid, error).context("borrow a thread");
     };
     let object = format!("thread {tid}");
     let reason = "is stopped, and a signal waits until it goes on, which cryopod would deliver now";

@@ -6,6 +6,7 @@ use super::objects::Object;
 use super::pagemap::Populated;
 use super::status::Status;
 use super::surroundings::Surroundings;
+use super::threads::Sandbox;
 use crate::fd::Looked;
 use crate::image::state::{
     Clocks, Host, MemoryLayout, Name, PosixTimer, Rlimit, SharedObject, SigInfo, SignalAction, Thread, TimerTime,
@@ -42,6 +43,8 @@ pub struct ProcessFacts {
     pub coredump_filter: u32,
     pub child_subreaper: bool,
     pub settings: ProcessSettings,
+    /// Settings that it could not be asked about, for people.
+    pub untold: Vec<String>,
     /// Segments of its own (modify_ldt(2)).
     pub has_ldt: bool,
     pub layout: MemoryLayout,
@@ -82,6 +85,7 @@ pub struct ThreadFacts {
     pub unshared: Vec<&'static str>,
     /// System calls come back to it as signals at this moment (prctl(2), PR_SET_SYSCALL_USER_DISPATCH).
     pub is_blocking: bool,
+    pub sandbox: Sandbox,
 }
 
 /// A shared object and the stretches of it that hold data, as offset and length.

@@ -37,6 +37,8 @@ use objects::Finder;
 use pagemap::Scanner;
 use threads::{Look, Restrictions};
 
+pub use threads::Sandbox;
+
 pub use clocks::clocks;
 pub use facts::{Facts, Mapping, Place, ProcessFacts, SharedFacts, ThreadFacts};
 pub use files::Found;
@@ -78,8 +80,8 @@ pub enum Pages {
 pub fn collect(process: &mut StoppedProcess, tracees: Vec<Relative>, pages: Pages) -> Result<Collected> {
     let dir = ProcDir::of(process.proc()).context("duplicate /proc/PID")?;
     let clocks = clocks::clocks(&dir)?;
-    let each = process.threads().iter();
-    let restrictions = each.map(|thread| Restrictions::of(&dir, thread, process.memory()));
+    let each = 0..process.threads().len();
+    let restrictions = each.map(|index| Restrictions::of(&dir, process, index));
     let restrictions = restrictions.collect::<Result<Vec<_>>>()?;
     let mut timers = timers::posix_timers(&dir)?;
     for index in 0..process.threads().len() {
@@ -256,6 +258,7 @@ fn process_facts(
         coredump_filter: process::coredump_filter(dir)?,
         child_subreaper: answers.child_subreaper,
         settings: answers.settings,
+        untold: answers.untold,
         has_ldt: answers.has_ldt,
         layout: process::layout(&stat, answers.brk)?,
         auxv: dir.read("auxv")?,

@@ -13,9 +13,54 @@ use super::task_flags::TaskFlags;
 use super::waits;
 use crate::arch::Interrupted;
 use crate::image::state::{Credentials, RegSet, Thread, TimedWait};
-use crate::image::state::{Dispatch, ThreadSettings};
+use crate::image::state::{Dispatch, Filter, ThreadSettings};
 use crate::sys::process::{self as sys, Shared};
-use crate::tracer::{ProcessMemory, StoppedProcess, StoppedThread};
+use crate::tracer::{self, ProcessMemory, StoppedProcess, StoppedThread};
+
+/// What seccomp(2) lets a thread do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Sandbox {
+    #[default]
+    None,
+    /// The oldest filter first.
+    Filtered { filters: Vec<Filter>, has_supervisor: bool },
+    /// SECCOMP_MODE_STRICT: nothing but read, write and exit.
+    Strict,
+    /// Filters that nobody could read, and why.
+    Unreadable(String),
+}
+
+impl Sandbox {
+    fn of(thread: &mut StoppedThread, status: &Status) -> Result<Self> {
+        match status.seccomp {
+            0 => return Ok(Sandbox::None),
+            1 => return Ok(Sandbox::Strict),
+            _ => {}
+        }
+        let filters = match thread.read_filters() {
+            Ok(filters) => filters,
+            Err(error) => return Ok(Sandbox::Unreadable(why_unreadable(error)?)),
+        };
+        Ok(Sandbox::Filtered {
+            filters: filters.for_image().cloned().collect(),
+            has_supervisor: filters.has_supervisor(),
+        })
+    }
+
+    /// Whether it is known which calls the thread may make.
+    fn is_known(&self) -> bool {
+        matches!(self, Sandbox::None | Sandbox::Filtered { .. })
+    }
+}
+
+fn why_unreadable(error: tracer::Error) -> Result<String> {
+    Ok(match error.errno() {
+        Some(nix::Error::EACCES) => "cryopod has no CAP_SYS_ADMIN, or is under a filter itself".into(),
+        Some(nix::Error::EMEDIUMTYPE) => "one of them is no classic BPF".into(),
+        Some(nix::Error::EINVAL | nix::Error::EIO) => "this kernel has no CONFIG_CHECKPOINT_RESTORE".into(),
+        _ => return Err(error.into()),
+    })
+}
 
 /// What stands against asking a thread: a call that a filter forbids would kill it, one in 32-bit code would be another call.
 #[derive(Debug)]
@@ -23,23 +68,32 @@ pub struct Restrictions {
     pub status: Status,
     pub is_native: bool,
     pub dispatch: Option<Dispatch>,
+    pub sandbox: Sandbox,
     /// Its dispatch is on, and the byte that switches it says that calls come back to it as signals.
     pub is_blocking: bool,
 }
 
 impl Restrictions {
-    pub fn of(process: &ProcDir, thread: &StoppedThread, memory: &ProcessMemory) -> Result<Self> {
+    /// Of the thread `index`.
+    pub fn of(dir: &ProcDir, process: &mut StoppedProcess, index: usize) -> Result<Self> {
+        let thread = &process.threads()[index];
         let dispatch = thread.dispatch()?;
-        Ok(Restrictions {
-            status: Status::of(&process.thread(thread.tid().as_raw())?)?,
+        let memory = process.memory();
+        let known = Restrictions {
+            sandbox: Sandbox::default(),
+            status: Status::of(&dir.thread(thread.tid().as_raw())?)?,
             is_native: thread.regs().is_native(),
             is_blocking: dispatch.is_some_and(|dispatch| is_blocking(dispatch, memory)),
             dispatch,
+        };
+        Ok(Restrictions {
+            sandbox: Sandbox::of(process.thread_mut(index), &known.status)?,
+            ..known
         })
     }
 
     pub fn may_be_asked(&self) -> bool {
-        self.is_native && self.status.seccomp == 0 && !self.is_blocking
+        self.is_native && self.sandbox.is_known() && !self.is_blocking
     }
 }
 
@@ -63,6 +117,7 @@ impl Look<'_> {
             status,
             is_native,
             dispatch,
+            sandbox,
             is_blocking,
         } = known;
         let tid = stopped.tid().as_raw();
@@ -94,6 +149,7 @@ impl Look<'_> {
                 speculation: answers.speculation,
                 memory_policy: answers.memory_policy,
                 dispatch,
+                filters: Vec::new(),
             },
             timed_wait,
         };
@@ -105,6 +161,7 @@ impl Look<'_> {
             foreign_namespaces,
             unshared: self.unshared(tid)?,
             is_blocking,
+            sandbox,
         })
     }
 

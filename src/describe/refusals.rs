@@ -2,7 +2,7 @@
 
 use super::mappings::is_unreadable;
 use super::shown;
-use crate::collect::{Area, Facts, Found, Populated, Relative, ThreadFacts};
+use crate::collect::{Area, Facts, Found, Populated, Relative, Sandbox, ThreadFacts};
 use crate::image::state::File;
 use crate::refusal::Refusal;
 
@@ -114,19 +114,36 @@ impl Refusals {
         }
     }
 
+    fn sandbox(&mut self, who: &str, sandbox: &Sandbox) {
+        let remedy = "start the program without its sandbox";
+        match sandbox {
+            Sandbox::None
+            | Sandbox::Filtered {
+                has_supervisor: false, ..
+            } => {}
+            Sandbox::Filtered { .. } => {
+                let reason = "is under a seccomp filter that asks a supervisor (SECCOMP_RET_USER_NOTIF), which is not carried yet";
+                self.add(who, reason, remedy);
+            }
+            Sandbox::Strict => {
+                let reason =
+                    "is in strict mode of seccomp(2), in which it can be made to call nothing that cryopod must ask";
+                self.add(who, reason, remedy);
+            }
+            Sandbox::Unreadable(why) => {
+                let reason = format!("is under seccomp filters that cannot be read: {why}");
+                self.add(who, reason, "run cryopod as root, outside of any sandbox");
+            }
+        }
+    }
+
     fn thread(&mut self, facts: &Facts, facts_of: &ThreadFacts) {
         let ThreadFacts { thread, status, .. } = facts_of;
         let who = format!("thread {} ({})", thread.tid, shown(&thread.name));
         if !facts_of.is_native {
             self.add(&who, "runs 32-bit code, which cryopod does not carry yet", "");
         }
-        if status.seccomp != 0 {
-            self.add(
-                &who,
-                "is under a seccomp filter, which cryopod does not carry yet",
-                "start the program without its sandbox",
-            );
-        }
+        self.sandbox(&who, &facts_of.sandbox);
         if status.features.iter().any(|feature| feature == "shstk") {
             let remedy = "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off";
             self.add(&who, "has a shadow stack, which cryopod does not carry yet", remedy);

@@ -2,8 +2,8 @@
 
 use super::{Described, describe};
 use crate::collect::{
-    Area, Facts, Found, Mapping, Object, Place, Populated, ProcessFacts, Relative, SharedFacts, Status, Surroundings,
-    ThreadFacts,
+    Area, Facts, Found, Mapping, Object, Place, Populated, ProcessFacts, Relative, Sandbox, SharedFacts, Status,
+    Surroundings, ThreadFacts,
 };
 use crate::image::pages::{Extent, Space, Zeros};
 use crate::image::state::{
@@ -82,6 +82,7 @@ fn thread() -> ThreadFacts {
         foreign_namespaces: Vec::new(),
         unshared: Vec::new(),
         is_blocking: false,
+        sandbox: Sandbox::None,
     }
 }
 
@@ -104,6 +105,7 @@ fn process() -> ProcessFacts {
         coredump_filter: 0x33,
         child_subreaper: false,
         settings: ProcessSettings::default(),
+        untold: Vec::new(),
         has_ldt: false,
         layout: MemoryLayout::default(),
         auxv: Vec::new(),
@@ -257,7 +259,7 @@ fn all_refusals_come_at_once() {
     }];
     facts.surroundings.foreign_namespaces = vec!["net".into()];
     facts.threads[0].foreign_namespaces = vec!["net".into()];
-    facts.threads[0].status.seccomp = 2;
+    facts.threads[0].sandbox = Sandbox::Strict;
     let refusals = refused(facts);
     let told = |words: &str| refusals.iter().filter(|refusal| refusal.contains(words)).count();
     for words in [

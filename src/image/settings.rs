@@ -14,10 +14,13 @@ pub struct ProcessSettings {
     pub memory_merge: bool,
     /// membarrier(2), MEMBARRIER_CMD_GET_REGISTRATIONS: the commands by which it registered.
     pub membarrier: u32,
-    /// prctl(PR_FUTEX_HASH, PR_FUTEX_HASH_GET_SLOTS), Linux 6.16: buckets for its futexes alone; 0 is none.
-    pub futex_slots: u32,
+    /// prctl(PR_FUTEX_HASH, PR_FUTEX_HASH_GET_SLOTS), Linux 6.16: buckets for its futexes alone; 0 is none. None where it could not be
+    /// asked for.
+    pub futex_slots: Option<u32>,
     /// arch_prctl(ARCH_GET_XCOMP_PERM) of x86: extended states that it asked for leave to use, AMX, by their bit in XCR0.
     pub xstate_permission: u64,
+    /// Filters of seccomp(2) that its threads have, each once.
+    pub filters: Vec<Filter>,
 }
 
 /// Of one thread.
@@ -39,6 +42,17 @@ pub struct ThreadSettings {
     pub memory_policy: Option<MemoryPolicy>,
     /// prctl(PR_SET_SYSCALL_USER_DISPATCH), as PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG shows it.
     pub dispatch: Option<Dispatch>,
+    /// Indices into [`ProcessSettings::filters`], the oldest first.
+    pub filters: Vec<u32>,
+}
+
+/// A filter of seccomp(2), in classic BPF.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filter {
+    /// SECCOMP_FILTER_FLAG_LOG.
+    pub flags: u64,
+    /// struct sock_filter, 8 bytes each.
+    pub instructions: Vec<u8>,
 }
 
 /// set_mempolicy(2), mbind(2).

@@ -25,6 +25,10 @@ const GROUPS_MAX: usize = 65536;
 const AFFINITY_MAX: usize = 8192;
 /// A mask of MAX_NUMNODES, which CONFIG_NODES_SHIFT keeps at 1024 or below.
 const NODES_MAX: usize = 1024 / 8;
+/// struct sock_filter.
+const INSTRUCTION_LEN: usize = 8;
+/// BPF_MAXINSNS.
+const INSTRUCTIONS_MAX: usize = 4096;
 const AUXV_MAX: usize = 64 << 10;
 
 type Checked = Result<(), String>;
@@ -74,6 +78,7 @@ fn check_process(process: &Process, snapshot: &Snapshot, header: &Header) -> Che
     check_name(&process.cwd, "its directory")?;
     check_name(&process.root, "its root")?;
     check_memory(&process.memory, snapshot, header)?;
+    check_filters(process)?;
     check_signals(process)?;
     check_threads(process)
 }
@@ -121,6 +126,26 @@ fn check_thread(thread: &Thread) -> Checked {
     })?;
     check_policy(thread.settings.memory_policy.as_ref())?;
     check_queue(&thread.pending)
+}
+
+fn check_filters(process: &Process) -> Checked {
+    let filters = &process.settings.filters;
+    for filter in filters {
+        let len = filter.instructions.len();
+        let fits = len > 0 && len.is_multiple_of(INSTRUCTION_LEN) && len <= INSTRUCTIONS_MAX * INSTRUCTION_LEN;
+        ensure(fits, || format!("it has a seccomp filter of {len} bytes"))?;
+    }
+    for thread in &process.threads {
+        let unknown = thread
+            .settings
+            .filters
+            .iter()
+            .find(|index| **index as usize >= filters.len());
+        ensure(unknown.is_none(), || {
+            format!("thread {} has a seccomp filter that is not there", thread.tid)
+        })?;
+    }
+    Ok(())
 }
 
 fn check_policy(policy: Option<&MemoryPolicy>) -> Checked {

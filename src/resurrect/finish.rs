@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use super::plan::Session;
 use super::process::{Parts, Rebuilt, sigmask_bit};
 use super::script::{Arg, Script};
-use super::{descriptors, maps, settings, threads, timers};
+use super::{descriptors, maps, seccomp, settings, threads, timers};
 use crate::fd::OwnerCall;
 use crate::image::state::{Memory, Process, SignalAction};
 use std::os::fd::AsRawFd;
@@ -17,8 +17,15 @@ impl Rebuilt<'_> {
     pub fn finish(&mut self) -> Result<()> {
         let (process, pid) = (self.parts.process, self.parts.plan.pid);
         let (leader, others) = process.threads.split_first().context("a process without threads")?;
+        if !process.settings.filters.is_empty() {
+            self.tasks[0]
+                .suspend_filters()
+                .context("suspend seccomp filters (PTRACE_O_SUSPEND_SECCOMP)")?;
+        }
         let mut script = Script::new(&self.stage, &mut self.tasks[0]);
-        settings::before_threads(&mut script, process).and_then(|()| script.run())?;
+        settings::before_threads(&mut script, process)
+            .and_then(|()| seccomp::install_common(&mut script, process))
+            .and_then(|()| script.run())?;
         let cloned = threads::clone_all(&self.stage, &mut self.tasks[0], others).context("clone the threads")?;
         self.tasks.extend(cloned);
 
@@ -28,7 +35,8 @@ impl Rebuilt<'_> {
 
         for (thread, task) in others.iter().zip(&mut self.tasks[1..]) {
             let mut script = Script::new(&self.stage, task);
-            threads::set_own(&mut script, thread, &self.parts.inherited)
+            seccomp::install_own(&mut script, process, thread)
+                .and_then(|()| threads::set_own(&mut script, thread, &self.parts.inherited))
                 .and_then(|()| threads::queue_own_signals(&mut script, pid, thread))
                 .and_then(|()| threads::register_rseq(&mut script, thread))
                 .and_then(|()| script.run())
@@ -36,6 +44,7 @@ impl Rebuilt<'_> {
         }
 
         let mut script = Script::new(&self.stage, &mut self.tasks[0]);
+        seccomp::install_own(&mut script, process, leader)?;
         threads::set_own(&mut script, leader, &self.parts.inherited)?;
         set_after_credentials(&mut script, process)?;
         threads::queue_own_signals(&mut script, pid, leader)?;

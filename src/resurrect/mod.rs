@@ -10,6 +10,7 @@ pub mod plan;
 mod process;
 mod resume;
 mod script;
+mod seccomp;
 mod settings;
 mod shared_memory;
 mod spawn;

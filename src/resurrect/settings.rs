@@ -46,7 +46,9 @@ pub fn of_process(script: &mut Script<'_>, process: &Process) -> Result<()> {
         &[disable.into(), flags.into()],
     )?;
     merge_memory(script, process)?;
-    set_futex_slots(script, settings.futex_slots)?;
+    if let Some(slots) = settings.futex_slots {
+        set_futex_slots(script, slots)?;
+    }
     if settings.mdwe != 0 {
         script.prctl("PR_SET_MDWE", PR_SET_MDWE, &[settings.mdwe.into()])?;
     }

@@ -56,6 +56,8 @@ pub fn look(snapshot: &Snapshot) -> Result<Machine> {
             nodes: nodes_online(),
             mdwe: settings::mdwe(),
             io_flusher: TaskFlags::of(&own)?.io_flusher(),
+            is_admin: can(CAP_SYS_ADMIN),
+            is_filtered: status.seccomp != 0,
         },
         max_mappings: read_line("/proc/sys/vm/max_map_count")?
             .parse()

@@ -52,6 +52,15 @@ pub enum Copied {
 
 /// No signal has it, and no program asks for it: do_notify_parent(), kernel/signal.c, sends valid signals only.
 const EXIT_SIGNAL: u64 = 200;
+/// What the process and its copy, which inherits its filters of seccomp(2), are made to call.
+const CALLS: [(&str, i64); 6] = [
+    ("clone", libc::SYS_clone),
+    ("wait4", libc::SYS_wait4),
+    ("close_range", libc::SYS_close_range),
+    ("munmap", libc::SYS_munmap),
+    ("setsid", libc::SYS_setsid),
+    ("prctl", libc::SYS_prctl),
+];
 /// No call that a copy is made to run takes that long.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Shown by ps(1) as long as there is one. At most 15 bytes (PR_SET_NAME(2const)).
@@ -61,6 +70,10 @@ impl StoppedProcess {
     /// Copies the process as it is now; `unmap` are areas of it that the copy must not hold on to.
     pub fn copy_memory(&mut self, unmap: &[(u64, u64)]) -> Result<Copied> {
         let mut loan = Loan::begin_bare(self, 0)?;
+        if let Some(name) = loan.forbidden_of(&CALLS) {
+            loan.end()?;
+            return Ok(Copied::Impossible(format!("its seccomp filter forbids {name}")));
+        }
         let slot = loan.slot();
         // One table of descriptors for the moment, or pipes and locks would be open twice until the copy has closed its own.
         let (number, born) = loan.clone_child(libc::CLONE_FILES as u64 | EXIT_SIGNAL)?;

@@ -14,6 +14,8 @@ pub enum Error {
         name: &'static str,
         errno: nix::Error,
     },
+    /// A filter of seccomp(2) forbids a call that was therefore not made.
+    Forbidden { tid: Pid, call: &'static str },
     /// The process is stopped, and a signal waits until it goes on that a remote call would deliver now.
     SignalWaits(Pid),
     /// The task did something that does not belong to the conversation.
@@ -60,6 +62,7 @@ impl fmt::Display for Error {
                     io::Error::from_raw_os_error(*errno as i32)
                 )
             }
+            Error::Forbidden { tid, call } => write!(f, "a seccomp filter of task {tid} forbids {call}"),
             Error::SignalWaits(tid) => write!(
                 f,
                 "task {tid} is stopped, and a signal waits that a call would deliver now"

@@ -8,14 +8,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::unistd::Pid;
 
+use super::bpf::Call;
 use super::pin::Pinned;
 use super::proc::Status;
 use super::process::StoppedProcess;
+use super::seccomp::forbidden;
 use super::seize::adopt;
 use super::thread::StoppedThread;
 use super::way_home::{DeadBytes, FreeSlot, MARK, is_left_page};
 use super::{Error, ProcessMemory, Result, Resume, Stop};
-use crate::arch::{CALL_AT, CLONE_AT, RESULTS_AT, SLOT_LEN, Slot};
+use crate::arch::{self, CALL_AT, CLONE_AT, RESULTS_AT, SLOT_LEN, Slot};
 
 pub(super) const PAGE: u64 = 4096;
 
@@ -132,6 +134,7 @@ impl<'a> Loan<'a> {
     }
 
     fn call_at(&mut self, entry: u64, number: u64, args: [u64; 6]) -> Result<i64> {
+        self.check_allowed("a system call", entry, number, args)?;
         for _ in 0..MAX_ATTEMPTS {
             match self.attempt(entry, number, args)? {
                 // A signal that arrives between the checks of the kernel can show in the result of a call that does not wait.
@@ -140,6 +143,40 @@ impl<'a> Loan<'a> {
             }
         }
         Err(self.unexpected("gets signals faster than it can run a system call"))
+    }
+
+    /// Filters judge our calls by rules that were made for the program's own: they must be known.
+    fn know_filters(&mut self, status: &Status) -> Result<()> {
+        const SECCOMP_MODE_FILTER: i64 = 2;
+        match status.number("Seccomp") {
+            None | Some(0) => Ok(()),
+            Some(SECCOMP_MODE_FILTER) if self.thread().filters().is_some() => Ok(()),
+            Some(SECCOMP_MODE_FILTER) => self.thread_mut().read_filters().map(drop),
+            Some(_) => Err(self.unexpected("is in strict mode of seccomp(2), in which it can be made to call nothing")),
+        }
+    }
+
+    /// The first of these calls that a filter forbids, whatever its arguments, by its name.
+    pub fn forbidden_of(&self, calls: &[(&'static str, i64)]) -> Option<&'static str> {
+        let forbids = |number: i64| self.check_allowed("", CALL_AT, number as u64, [0; 6]).is_err();
+        calls.iter().find(|(_, number)| forbids(*number)).map(|(name, _)| *name)
+    }
+
+    fn check_allowed(&self, name: &'static str, entry: u64, number: u64, args: [u64; 6]) -> Result<()> {
+        let Some(filters) = self.thread().filters() else {
+            return Ok(());
+        };
+        // The kernel shows a filter the instruction behind the one that made the call.
+        let pc = self.slot.addr + entry + arch::SYSCALL_INSTRUCTION.len() as u64;
+        let call = Call {
+            number: number as u32,
+            pc,
+            args,
+        };
+        match filters.allow(call) {
+            true => Ok(()),
+            false => Err(forbidden(self.tid(), name)),
+        }
     }
 
     /// Unmaps the results, gives the registers back and wipes the way home.
@@ -273,7 +310,7 @@ impl<'a> Loan<'a> {
         for _ in 0..MAX_ATTEMPTS {
             let tid = self.tid();
             let status = self.process.proc.task_status(tid).map_err(|_gone| Error::Gone(tid))?;
-            check_filters(tid, &status)?;
+            self.know_filters(&status)?;
             if status.deliverable_signals().unwrap_or(0) == 0 {
                 return Ok(());
             }
@@ -349,6 +386,10 @@ impl<'a> Loan<'a> {
             let prot = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
             let args = [self.results, PAGE, prot as u64, flags as u64, u64::MAX, 0];
+            if let Err(error) = self.check_room(args) {
+                self.results = 0;
+                return Err(error);
+            }
             let result = self.call(libc::SYS_mmap as u64, args)?;
             if result == self.results as i64 {
                 let at = self.results + PAGE - MARK.len() as u64;
@@ -367,6 +408,13 @@ impl<'a> Loan<'a> {
             }
         }
         Err(self.unexpected("has no room for one more page"))
+    }
+
+    /// What is mapped must be unmapped.
+    fn check_room(&self, map: [u64; 6]) -> Result<()> {
+        let unmap = [self.results, PAGE, 0, 0, 0, 0];
+        self.check_allowed("mmap", CALL_AT, libc::SYS_mmap as u64, map)?;
+        self.check_allowed("munmap", CALL_AT, libc::SYS_munmap as u64, unmap)
     }
 
     fn thread(&self) -> &StoppedThread {
@@ -392,17 +440,6 @@ impl Drop for Loan<'_> {
             let finished = if self.stuck { self.go_home() } else { self.finish() };
             let _reported_already = finished.or_else(|_| self.go_home());
         }
-    }
-}
-
-/// Filters would judge our calls by rules that were made for the program's own.
-fn check_filters(tid: Pid, status: &Status) -> Result<()> {
-    match status.number("Seccomp") {
-        None | Some(0) => Ok(()),
-        Some(_) => Err(Error::Unexpected {
-            tid,
-            what: "is under a seccomp filter, which might kill it for a call that cryopod makes it run".into(),
-        }),
     }
 }
 

@@ -3,6 +3,7 @@
 //! All requests for a task must come from the thread that seized it (ptrace(2)).
 
 mod before_stop;
+mod bpf;
 mod copy;
 mod deadline;
 mod dispatch;
@@ -17,6 +18,7 @@ mod refuse;
 mod release;
 mod remote;
 mod rseq;
+mod seccomp;
 mod seize;
 mod settings;
 mod task;
@@ -30,6 +32,7 @@ pub use error::{Error, Result};
 pub use memory::ProcessMemory;
 pub use process::StoppedProcess;
 pub use remote::Remote;
+pub use seccomp::Filters;
 pub use seize::seize;
 pub use task::{Resume, Running, Stopped, seize_options};
 pub use thread::StoppedThread;

@@ -61,6 +61,11 @@ impl StoppedProcess {
         &self.threads
     }
 
+    /// For what is learnt of a thread after the process was stopped.
+    pub fn thread_mut(&mut self, index: usize) -> &mut StoppedThread {
+        &mut self.threads[index]
+    }
+
     /// The signal of the group-stop that the process is in, if it is in one (signal(7): stopped by SIGSTOP, SIGTSTP …).
     pub fn group_stop(&self) -> Option<i32> {
         self.threads.iter().find_map(|thread| match thread.task.stop() {

@@ -173,7 +173,11 @@ impl<'a> Remote<'a> {
 
     /// The one untyped door.
     pub(super) fn call(&mut self, name: &'static str, number: i64, args: [u64; 6]) -> Result<u64> {
-        match self.loan.call(number as u64, args)? {
+        let result = self.loan.call(number as u64, args).map_err(|error| match error {
+            Error::Forbidden { tid, .. } => Error::Forbidden { tid, call: name },
+            other => other,
+        });
+        match result? {
             error @ -4095..=-1 => {
                 let errno = nix::Error::from_raw(-error as i32);
                 Err(Error::Call {

@@ -26,11 +26,14 @@ impl Remote<'_> {
         none_if_unknown(self.prctl("PR_GET_MEMORY_MERGE", PR_GET_MEMORY_MERGE, 0)).map(|on| on != 0)
     }
 
-    /// prctl(PR_FUTEX_HASH, PR_FUTEX_HASH_GET_SLOTS), of the process. 0 before Linux 6.16.
-    pub fn get_futex_slots(&mut self) -> Result<u32> {
+    /// prctl(PR_FUTEX_HASH, PR_FUTEX_HASH_GET_SLOTS), of the process. None before Linux 6.16.
+    pub fn get_futex_slots(&mut self) -> Result<Option<u32>> {
         const PR_FUTEX_HASH: i32 = 78;
         const GET_SLOTS: u64 = 2;
-        none_if_unknown(self.prctl("PR_FUTEX_HASH_GET_SLOTS", PR_FUTEX_HASH, GET_SLOTS)).map(|slots| slots as u32)
+        match self.prctl("PR_FUTEX_HASH_GET_SLOTS", PR_FUTEX_HASH, GET_SLOTS) {
+            Err(error) if is_unknown(&error) => Ok(None),
+            other => other.map(|slots| Some(slots as u32)),
+        }
     }
 
     /// PR_GET_TSC(2const), of the thread. 0 where the architecture has none.

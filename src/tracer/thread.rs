@@ -7,6 +7,7 @@ use nix::unistd::Pid;
 use super::before_stop::{BeforeStop, SchedulerClocks};
 use super::proc::ProcDir;
 use super::rseq::{self, RSEQ_CS_AT};
+use super::seccomp::Filters;
 use super::{Error, ProcessMemory, Result, Stop, Stopped};
 use crate::arch::{self, Registers};
 use crate::image::state::Dispatch;
@@ -19,6 +20,8 @@ pub struct StoppedThread {
     /// As the thread has them in its stop; a loan gives them back.
     pub(super) regs: Registers,
     pub(super) rseq: Option<Rseq>,
+    /// Once they were read.
+    pub(super) filters: Option<Filters>,
     pub before_stop: BeforeStop,
     /// How long it slept in the call that it was caught in, where that is known.
     pub slept_ns: Option<u64>,
@@ -34,6 +37,7 @@ impl StoppedThread {
             task,
             regs,
             rseq,
+            filters: None,
             before_stop,
             slept_ns: None,
             left_ns: None,
@@ -141,6 +145,15 @@ impl StoppedThread {
     /// The rseq(2) registration, and the critical section the thread is in. None where there is no registration.
     pub fn rseq(&self) -> Option<&Rseq> {
         self.rseq.as_ref()
+    }
+
+    /// Filters of seccomp(2), which must be known before a thread that has any may be asked to make a call.
+    pub fn read_filters(&mut self) -> Result<&Filters> {
+        Ok(self.filters.insert(Filters::of(&self.task)?))
+    }
+
+    pub fn filters(&self) -> Option<&Filters> {
+        self.filters.as_ref()
     }
 
     /// Which system calls come back to the thread as SIGSYS.

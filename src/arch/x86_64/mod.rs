@@ -18,6 +18,8 @@ pub use xstate::unsupported_features;
 pub const NAME: &str = "x86_64";
 /// e_machine of ELF files.
 pub const ELF_MACHINE: u16 = 62;
+/// As seccomp(2) shows it to filters (include/uapi/linux/audit.h).
+pub const AUDIT_ARCH: u32 = 0xc000_003e;
 /// First address that user space cannot have with four-level paging (arch/x86/include/asm/page_64_types.h).
 pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 /// Of the smallest page.

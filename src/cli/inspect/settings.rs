@@ -37,6 +37,7 @@ pub fn of_thread(settings: &ThreadSettings) -> Vec<String> {
             .map(|policy| format!("memory policy {}", self::policy(policy))),
     );
     words.extend(settings.dispatch.map(dispatch));
+    words.extend((!settings.filters.is_empty()).then(|| format!("{} seccomp filters", settings.filters.len())));
     words
 }
 

@@ -2,7 +2,7 @@
 
 use super::Machine;
 use crate::image::state::MemoryPolicy;
-use crate::image::state::Process;
+use crate::image::state::{Process, Snapshot};
 use crate::refusal::Refusal;
 
 /// What thaw finds about itself and the machine.
@@ -16,6 +16,19 @@ pub struct Surroundings {
     pub mdwe: u32,
     /// prctl(PR_SET_IO_FLUSHER) of thaw.
     pub io_flusher: bool,
+    /// CAP_SYS_ADMIN.
+    pub is_admin: bool,
+    /// Thaw is under a filter of seccomp(2).
+    pub is_filtered: bool,
+}
+
+impl Surroundings {
+    /// What is not in the way, but different.
+    pub fn warning(&self, snapshot: &Snapshot) -> Option<String> {
+        let pid = snapshot.processes.first()?.pid;
+        self.is_filtered
+            .then(|| format!("pid {pid} comes under the seccomp filter that thaw itself is under"))
+    }
 }
 
 const SPECULATION: [&str; 3] = ["store bypass", "indirect branches", "flushing the L1 data cache"];
@@ -27,6 +40,7 @@ pub fn against(process: &Process, machine: &Machine) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     refusals.extend(against_mdwe(process, machine));
     refusals.extend(against_io_flusher(process, machine));
+    refusals.extend(against_filters(process, machine));
     refusals.extend(against_policies(process, machine));
     refusals.extend((0..SPECULATION.len()).filter_map(|which| against_speculation(process, machine, which)));
     refusals
@@ -60,6 +74,15 @@ fn against_io_flusher(process: &Process, machine: &Machine) -> Option<Refusal> {
         reason,
         "run thaw with CAP_SYS_RESOURCE",
     ))
+}
+
+/// PTRACE_O_SUSPEND_SECCOMP (ptrace_setoptions(), kernel/ptrace.c), without which filters forbid what a thaw does.
+fn against_filters(process: &Process, machine: &Machine) -> Option<Refusal> {
+    let can = machine.surroundings.is_admin && !machine.surroundings.is_filtered;
+    let needed = !process.settings.filters.is_empty();
+    let reason = "can only be put in place with CAP_SYS_ADMIN, and by a thaw that is under none itself";
+    let remedy = "run thaw as root, outside of any sandbox";
+    (needed && !can).then(|| Refusal::new(process.pid, "its seccomp filters", reason, remedy))
 }
 
 /// One speaks for all.
