@@ -287,7 +287,7 @@ fn an_image_into_a_pipe_leaves_the_process_stopped() {
 #[test]
 fn a_reader_that_dies_half_way_leaves_the_program_running() {
     let target = Target::start();
-    for options in [&[][..], &["--end"]] {
+    for options in [&[][..], &["--end"], &["--leave-stopped"], &["--leave-running"]] {
         let mut freeze = Command::new(CRYOPOD)
             .args(["freeze", &target.pid(), "--compress", "none", "-o", "-"])
             .args(options)
@@ -301,7 +301,10 @@ fn a_reader_that_dies_half_way_leaves_the_program_running() {
         let freeze = freeze.wait_with_output().expect("it is our child");
         assert_code(&freeze, 1);
         assert!(stderr(&freeze).contains("Broken pipe"), "{}", stderr(&freeze));
-        assert!(exists(target.program.pid));
+        assert!(exists(target.program.pid), "{options:?}");
+        wait_until("the program goes on", || {
+            state(target.program.pid).is_some_and(|state| !matches!(state, 'T' | 't'))
+        });
     }
     target.unharmed();
 }

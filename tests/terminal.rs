@@ -1,9 +1,13 @@
-//! A thaw in an interactive shell, driven through a pty: ^C, ^Z, jobs, fg, and the exit code.
+//! On a terminal, driven through a pty: a thaw in an interactive shell (^C, ^Z, jobs, fg, the exit code), and what shows progress.
 
 mod common;
 
-use common::{CRYOPOD, can_thaw, scratch};
-use std::process::Command;
+use common::{CRYOPOD, Program, can_thaw, scratch};
+use nix::pty::openpty;
+use std::fs::File;
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 /// Plays the user. Every step waits for what the screen must show next, for a minute at most.
 const SESSION: &str = r#"
@@ -86,5 +90,70 @@ fn a_thaw_is_a_job_like_any_other() {
         said.contains("PASS"),
         "{said}{}",
         String::from_utf8_lossy(&result.stderr)
+    );
+}
+
+/// A freeze of some megabytes into a pipe that is read only after a while; what it writes to the terminal `stderr`, or to a pipe.
+fn slow_freeze(options: &[&str], on_terminal: bool) -> String {
+    let dir = scratch();
+    let script = r#"my $data = pack("L*", map { $_ * 2654435761 } 1 .. 50000) x 40; print "READY\n"; sleep 1 while 1"#;
+    let program = Program::perl(script, dir.path());
+    let mut command = Command::new(CRYOPOD);
+    command
+        .args([
+            "freeze",
+            &program.pid.to_string(),
+            "--leave-running",
+            "--compress",
+            "none",
+            "-o",
+            "-",
+        ])
+        .args(options)
+        .stdout(Stdio::piped());
+    let (freeze, stderr) = if on_terminal {
+        let pty = openpty(None, None).expect("a pseudo-terminal");
+        let freeze = command.stderr(pty.slave).spawn().expect("cryopod can be run");
+        (freeze, File::from(pty.master))
+    } else {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let freeze = command.stderr(writer).spawn().expect("cryopod can be run");
+        (freeze, File::from(std::os::fd::OwnedFd::from(reader)))
+    };
+    drop(command); // and with it our own end of what it writes to
+    let said = std::thread::spawn(move || read_all(stderr));
+    read_slowly(freeze);
+    said.join().expect("it does not panic")
+}
+
+/// The end of a terminal whose last user is gone is EIO.
+fn read_all(mut terminal: File) -> String {
+    let mut said = Vec::new();
+    let _end = terminal.read_to_end(&mut said);
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+fn read_slowly(mut freeze: Child) {
+    let mut image = freeze.stdout.take().expect("it was asked for");
+    std::thread::sleep(Duration::from_millis(1300));
+    let mut bytes = vec![0; 1 << 20];
+    while image.read(&mut bytes).expect("it is a pipe") > 0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(freeze.wait().expect("it is our child").success());
+}
+
+#[test]
+fn a_bar_with_bytes_and_rate_is_shown_on_a_terminal_only() {
+    let shown = slow_freeze(&[], true);
+    assert!(
+        shown.contains("[=") && shown.contains("MiB") && shown.contains("/s"),
+        "{shown:?}"
+    );
+    assert!(!slow_freeze(&["-q"], true).contains("[="));
+    let lines = slow_freeze(&[], false);
+    assert!(
+        !lines.contains("[=") && !lines.contains('\u{1b}') && !lines.contains('\r'),
+        "{lines:?}"
     );
 }
