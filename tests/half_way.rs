@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::frozen::Frozen;
 use common::{CRYOPOD, Program, can_thaw, cryopod, exists, scratch, state, status, stderr, wait_until};
 use std::fs;
 use std::path::Path;
@@ -92,14 +93,9 @@ fn is_gone(pid: i32) -> bool {
 /// Bytes all over the image are flipped, one at a time, each time under a thaw that would run it.
 #[test]
 fn a_flipped_byte_builds_nothing() {
-    if !can_thaw() {
+    let Some(Frozen { dir, image, pid }) = Frozen::perl(WORKER) else {
         return;
-    }
-    let dir = scratch();
-    let image = dir.path().join("app.img");
-    let program = Program::perl(WORKER, dir.path());
-    let pid = program.pid;
-    program.freeze(&image);
+    };
     let whole = fs::read(&image).expect("the image is there");
     let damaged = dir.path().join("damaged.img");
     let step = whole.len() / 150;
@@ -124,14 +120,9 @@ fn a_flipped_byte_builds_nothing() {
 /// A program whose session and group were led from outside joins thaw's; so whoever signals thaw's group reaches it.
 #[test]
 fn a_program_led_from_outside_joins_the_session_and_group_of_thaw() {
-    if !can_thaw() {
+    let Some(Frozen { dir, image, pid }) = Frozen::perl(WORKER) else {
         return;
-    }
-    let dir = scratch();
-    let image = dir.path().join("app.img");
-    let program = Program::perl(WORKER, dir.path());
-    let pid = program.pid;
-    program.freeze(&image);
+    };
     // A session of thaw's own, so that it is not by chance that of the tests.
     let mut command = Command::new("setsid");
     command

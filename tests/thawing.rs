@@ -2,46 +2,14 @@
 
 mod common;
 
+use common::frozen::Frozen;
 use common::{CRYOPOD, Program, build, can_thaw, cryopod, exists, scratch, state, status, stderr, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::chown;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
-
-/// A frozen program that is gone, and its image.
-struct Frozen {
-    dir: tempfile::TempDir,
-    image: PathBuf,
-    pid: i32,
-}
-
-impl Frozen {
-    /// A script that has written READY.
-    fn perl(script: &str) -> Option<Self> {
-        can_thaw().then(|| {
-            let dir = scratch();
-            let program = Program::perl(script, dir.path());
-            Frozen::program(dir, program)
-        })
-    }
-
-    fn program(dir: tempfile::TempDir, program: Program) -> Self {
-        let (image, pid) = (dir.path().join("app.img"), program.pid);
-        program.freeze(&image);
-        Frozen { dir, image, pid }
-    }
-
-    fn thaw(&self) -> Program {
-        Program::thaw(&self.image, self.pid)
-    }
-
-    fn go(&self) {
-        fs::write(self.dir.path().join("go"), "").expect("the directory takes a file");
-    }
-}
 
 const WAIT_FOR_GO: &str = r#"print "READY\n"; select(undef, undef, undef, 0.005) until -e "go";"#;
 

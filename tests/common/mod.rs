@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_macros)] // each test file uses a part
 
 pub mod build;
+pub mod frozen;
 pub mod output;
 pub mod rewrite;
 
