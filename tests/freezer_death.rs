@@ -46,6 +46,12 @@ fn a_critical_section_of_rseq_survives_30_dead_freezers() {
     survives(build::fixture("freezer/rseq.c"), 30, 0);
 }
 
+/// Most of these die while the program is copied, or while its memory is read from the copy.
+#[test]
+fn a_large_program_survives_80_dead_freezers() {
+    survives(build::fixture("freezer/large.c"), 0, 80);
+}
+
 /// `in_loans`: freezers that do little but borrow registers; `commands`: whole `cryopod freeze`s.
 fn survives(program: Command, in_loans: u32, commands: u32) {
     let target = Watched::start(program);
