@@ -65,19 +65,20 @@ pub struct Report {
 
 pub fn freeze(pid: i32, mut output: Output, options: &Options<'_>) -> Result<Report> {
     let cancelled = cancel_on(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).context("sigaction")?;
+    let to_run = options.afterwards == Afterwards::KeepRunning;
+    let mut hindrance = while_running::hindrance(pid).filter(|_| to_run);
     let (mut process, tracees) = seize(pid, options.observer)?;
     let was_stopped = process.group_stop().is_some();
-    let mut note = None;
     // One that is stopped anyway loses nothing by standing still.
-    if options.afterwards == Afterwards::KeepRunning && !was_stopped {
+    if to_run && !was_stopped && hindrance.is_none() {
         match while_running::cut(&mut process, &tracees, &output, options.observer) {
             Ok(Attempt::Made(cut)) => return write_while_running(process, *cut, output, options, cancelled),
-            Ok(Attempt::NotPossible(reason)) => {
-                note = Some(format!("it stands still until the image is written: {reason}"));
-            }
+            Ok(Attempt::NotPossible(reason)) => hindrance = Some(reason),
             Err(error) => return Err(let_go(process, error)),
         }
     }
+    let note = hindrance.filter(|_| !was_stopped);
+    let note = note.map(|reason| format!("it stands still until the image is written: {reason}"));
     let recorded = record(&mut process, tracees, &mut output, options, cancelled);
     let complete = recorded.and_then(|recorded| output.commit(options.sync).map(|()| recorded));
     let (written, mut warnings) = match complete {

@@ -145,6 +145,24 @@ fn a_program_in_a_full_control_group_stands_still_and_is_told_so() {
     fs::remove_dir(&group).expect("it is empty again");
 }
 
+/// The page tables of a copy would not fit, and the kernel would kill the program for them.
+#[test]
+fn a_program_without_memory_left_stands_still_and_is_told_so() {
+    let group = PathBuf::from(format!("/sys/fs/cgroup/memory/cryopod-test-{}", std::process::id()));
+    if !can_thaw() {
+        return;
+    }
+    if fs::create_dir(&group).is_err() {
+        return skipped("there is no memory controller of version 1 here");
+    }
+    stands_still(&mut build::fixture("snapshot/consistent.c"), |pid| {
+        fs::write(group.join("cgroup.procs"), pid.to_string()).expect("the group takes it");
+        fs::write(group.join("memory.limit_in_bytes"), "4M").expect("the group takes a limit");
+        "its control group"
+    });
+    fs::remove_dir(&group).expect("it is empty again");
+}
+
 /// Where no copy can be made, the image is made all the same, and a line says why it took so long.
 fn stands_still(command: &mut Command, hinder: impl FnOnce(i32) -> &'static str) {
     let dir = scratch();

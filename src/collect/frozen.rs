@@ -23,6 +23,24 @@ pub fn is_frozen(process: &ProcDir) -> bool {
     })
 }
 
+/// The directories of the group of the process that a controller minds, and of those above it.
+pub(super) fn group_dirs(process: &ProcDir, controller: &str) -> Vec<PathBuf> {
+    let groups = process.text("cgroup").unwrap_or_default();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let dirs = groups.lines().filter_map(|group| {
+        let mut fields = group.splitn(3, ':').skip(1);
+        match (fields.next()?, fields.next()?) {
+            ("", path) => dir_of(&mounts, "cgroup2", None, path),
+            (controllers, path) if controllers.split(',').any(|name| name == controller) => {
+                dir_of(&mounts, "cgroup", Some(controller), path)
+            }
+            _ => None,
+        }
+    });
+    let with_parents = dirs.flat_map(|dir| dir.ancestors().map(Path::to_owned).collect::<Vec<_>>());
+    with_parents.filter(|dir| dir.join("cgroup.procs").exists()).collect()
+}
+
 fn has_line(file: &Path, wanted: &str) -> bool {
     std::fs::read_to_string(file).is_ok_and(|text| text.lines().any(|line| line == wanted))
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use super::saved::Saved;
 use super::{Observer, Options, Output, collect, describe, encode};
-use crate::collect::{Collected, Facts, Later, Pages, Relative, Source};
+use crate::collect::{Collected, Facts, Later, Pages, ProcDir, Relative, Source};
 use crate::describe::Described;
 use crate::image::pages::{PageSource, Space};
 use crate::image::write::Written;
@@ -35,6 +35,16 @@ pub enum Attempt {
 const MAX_ATTEMPTS: usize = 20;
 /// So many shared areas are unmapped from the copy in the pause, at some 10 µs each.
 const UNMAPPED_AT_ONCE: usize = 256;
+
+/// Beforehand: what speaks against a copy at all. A clause.
+pub fn hindrance(pid: i32) -> Option<String> {
+    // A process that is gone is refused by those who seize it.
+    let dir = ProcDir::by_pid(pid).ok()?;
+    match collect::too_little_memory(&dir) {
+        Ok(reason) => reason,
+        Err(error) => Some(format!("nobody knows whether there is memory for a copy: {error:#}")),
+    }
+}
 
 pub fn cut(
     process: &mut StoppedProcess,

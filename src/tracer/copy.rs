@@ -71,12 +71,14 @@ impl StoppedProcess {
     pub fn copy_memory(&mut self, unmap: &[(u64, u64)]) -> Result<Copied> {
         let mut loan = Loan::begin_bare(self, 0)?;
         if let Some(name) = loan.forbidden_of(&CALLS) {
-            loan.end()?;
-            return Ok(Copied::Impossible(format!("its seccomp filter forbids {name}")));
+            return forbidden(loan, name);
         }
         let slot = loan.slot();
         // One table of descriptors for the moment, or pipes and locks would be open twice until the copy has closed its own.
-        let (number, born) = loan.clone_child(libc::CLONE_FILES as u64 | EXIT_SIGNAL)?;
+        let (number, born) = match loan.clone_child(libc::CLONE_FILES as u64 | EXIT_SIGNAL) {
+            Err(Error::Forbidden { .. }) => return forbidden(loan, "clone"),
+            result => result?,
+        };
         let before = loan.signals();
         let Some(child) = born.filter(|_| number > 0) else {
             loan.end()?;
@@ -283,6 +285,11 @@ impl Original {
         process.resume()?;
         Ok(reaped?)
     }
+}
+
+fn forbidden(loan: Loan<'_>, name: &str) -> Result<Copied> {
+    loan.end()?;
+    Ok(Copied::Impossible(format!("its seccomp filter forbids {name}")))
 }
 
 /// From here on the copy ends with us. Until then it would end by itself, had it no tracer.
