@@ -36,8 +36,12 @@ mod threads {
     roundtrip!(alternate_stack, "threads/alternate_stack.c");
     roundtrip!(contended, "threads/contended.c");
     roundtrip!(dispatch, "threads/dispatch.c");
+    roundtrip!(five_hundred, "threads/five_hundred.c");
+    roundtrip!(held, "threads/held.c");
     roundtrip!(hundred, "threads/hundred.c");
+    roundtrip!(in_vdso, "threads/in_vdso.c");
     roundtrip!(join, "threads/join.c");
+    roundtrip!(locks, "threads/locks.c");
     roundtrip!(masks, "threads/masks.c");
     roundtrip!(membarrier, "threads/membarrier.c");
     roundtrip!(registers, "threads/registers.c");
@@ -46,6 +50,7 @@ mod threads {
     roundtrip!(scheduling, "threads/scheduling.c");
     roundtrip!(seccomp, "threads/seccomp.c");
     roundtrip!(seccomp_shared, "threads/seccomp_shared.c");
+    roundtrip!(wrapped, "threads/wrapped.c");
 }
 
 mod blocked {
