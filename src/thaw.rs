@@ -1,6 +1,7 @@
 //! The thaw: decode → plan → rebuild → resume. Until the first thread is let go, an error or our death leaves nothing behind.
 #![deny(unsafe_code)]
 
+mod control_groups;
 mod files;
 pub mod foreground;
 mod machine;
@@ -23,6 +24,7 @@ use crate::image::state::{Process, Snapshot};
 use crate::refusal::{Refusal, Refused};
 use crate::resurrect::plan::{Plan, Session, Wishes, plan};
 use crate::resurrect::{self, GoesOn, Inherited, MappedFds, Move, Parts, Rebuilt, SharedMemory};
+use control_groups::Groups;
 use files::MappedFiles;
 
 pub use crate::resurrect::timens::ClockPolicy;
@@ -95,8 +97,9 @@ pub fn thaw(source: Source, options: &Options, progress: Progress<'_>) -> Result
     warnings.extend_from_slice(&decided.warnings);
 
     let made = trust::with_rights_over_files(owner, options.trust, || make(&snapshot, decided))??;
-    let (memory_bytes, window) =
-        bring_back(&snapshot, &made, reader, options, progress).map_err(|error| taken_meanwhile(error, &snapshot))?;
+    let brought = bring_back(&snapshot, &made, reader, options, progress);
+    let (memory_bytes, window, notes) = brought.map_err(|error| taken_meanwhile(error, &snapshot))?;
+    warnings.extend(notes);
     Ok(Thawed {
         pid: made.plan.pid,
         session: made.plan.session,
@@ -107,18 +110,21 @@ pub fn thaw(source: Source, options: &Options, progress: Progress<'_>) -> Result
     })
 }
 
-/// Rebuilds and resumes; returns how much memory came, and the window from the first to the last thread let go. An error leaves nothing.
+/// Rebuilds and resumes; returns how much memory came, the window from the first to the last thread let go, and notes for people. An error leaves nothing.
 fn bring_back<R: Read + Send>(
     snapshot: &Snapshot,
     made: &Made,
     reader: Reader<R>,
     options: &Options,
     progress: Progress<'_>,
-) -> Result<(u64, std::time::Duration)> {
+) -> Result<(u64, std::time::Duration, Vec<String>)> {
     let mut rebuilt = rebuild(snapshot, made)?;
+    let mut notes = made.groups.join_process(made.plan.pid);
     let total = resident_bytes(snapshot);
     let memory_bytes = fill(&mut rebuilt, reader, made, options.jobs, &|done| progress(done, total))?;
+    notes.extend(rebuilt.set_login().context("login id")?);
     rebuilt.finish()?;
+    notes.extend(made.groups.join_threads());
 
     let pid_file = options
         .pid_file
@@ -138,7 +144,7 @@ fn bring_back<R: Read + Send>(
     if let Some(pid_file) = pid_file {
         pid_file.keep();
     }
-    Ok((memory_bytes, window))
+    Ok((memory_bytes, window, notes))
 }
 
 /// Somebody may have taken an id between our look and its clone3(2), which then fails with EEXIST: that is a refusal as well.
@@ -177,6 +183,7 @@ struct Decided {
     stdio: Stdio,
     inherited: Inherited,
     files: MappedFiles,
+    groups: Groups,
     warnings: Vec<String>,
 }
 
@@ -184,16 +191,19 @@ struct Decided {
 fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -> Result<Decided> {
     let machine = machine::look(snapshot)?;
     let stdio = Stdio::own()?;
-    let (files, checked) = trust::with_rights_over_files(owner, options.trust, || {
+    let (files, checked, groups) = trust::with_rights_over_files(owner, options.trust, || {
         let files = MappedFiles::open(snapshot, options.file_check);
-        (files, fd::check(snapshot, &stdio))
+        let groups = the_process(snapshot).and_then(Groups::open);
+        (files, fd::check(snapshot, &stdio), groups)
     })?;
+    let (groups, notes) = groups.context("control groups")?;
     let wishes = Wishes {
         detach: options.detach,
         clock: options.clock,
     };
     let mut refusals = trust::against(snapshot, owner, options.trust);
     let mut warnings = checked.warnings;
+    warnings.extend(notes);
     warnings.extend(machine.surroundings.warning(snapshot));
     refusals.extend(checked.refusals);
     let planned = plan(snapshot, &machine, wishes);
@@ -212,6 +222,7 @@ fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -
                 stdio,
                 inherited: machine::inherited()?,
                 files,
+                groups,
                 warnings,
             })
         }
@@ -227,6 +238,7 @@ struct Made {
     plan: Plan,
     inherited: Inherited,
     files: MappedFiles,
+    groups: Groups,
     shared: Vec<OwnedFd>,
     shared_memory: SharedMemory,
     descriptions: Vec<OwnedFd>,
@@ -238,12 +250,17 @@ fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
     let mut context = ReopenContext::new(shared_memory.duplicates()?, decided.stdio);
     let descriptions = fd::reopen(snapshot, &mut context)?;
     let Decided {
-        plan, inherited, files, ..
+        plan,
+        inherited,
+        files,
+        groups,
+        ..
     } = decided;
     Ok(Made {
         plan,
         inherited,
         files,
+        groups,
         shared: context.shared,
         shared_memory,
         descriptions,

@@ -86,6 +86,8 @@ pub struct ThreadFacts {
     /// System calls come back to it as signals at this moment (prctl(2), PR_SET_SYSCALL_USER_DISPATCH).
     pub is_blocking: bool,
     pub sandbox: Sandbox,
+    /// It may use I/O ports (ioperm(2)).
+    pub has_io_ports: bool,
 }
 
 /// A shared object and the stretches of it that hold data, as offset and length.

@@ -12,12 +12,10 @@ pub fn is_frozen(process: &ProcDir) -> bool {
     groups.lines().any(|group| {
         let mut fields = group.splitn(3, ':').skip(1);
         match (fields.next(), fields.next()) {
-            (Some(""), Some(path)) => dir_of(&mounts, "cgroup2", None, path)
-                .is_some_and(|dir| has_line(&dir.join("cgroup.events"), "frozen 1")),
-            (Some("freezer"), Some(path)) => dir_of(&mounts, "cgroup", Some("freezer"), path).is_some_and(|dir| {
-                let state = dir.join("freezer.state");
-                has_line(&state, "FROZEN") || has_line(&state, "FREEZING")
-            }),
+            (Some(""), Some(path)) => dir_of(&mounts, "cgroup2", None, path).is_some_and(|dir| is_frozen_dir(&dir)),
+            (Some("freezer"), Some(path)) => {
+                dir_of(&mounts, "cgroup", Some("freezer"), path).is_some_and(|dir| is_frozen_dir(&dir))
+            }
             _ => false,
         }
     })
@@ -41,12 +39,18 @@ pub(super) fn group_dirs(process: &ProcDir, controller: &str) -> Vec<PathBuf> {
     with_parents.filter(|dir| dir.join("cgroup.procs").exists()).collect()
 }
 
+/// Whether the group in that directory is frozen, or one above it.
+pub(super) fn is_frozen_dir(dir: &Path) -> bool {
+    let state = dir.join("freezer.state");
+    has_line(&dir.join("cgroup.events"), "frozen 1") || has_line(&state, "FROZEN") || has_line(&state, "FREEZING")
+}
+
 fn has_line(file: &Path, wanted: &str) -> bool {
     std::fs::read_to_string(file).is_ok_and(|text| text.lines().any(|line| line == wanted))
 }
 
 /// The directory of the group `path`, below the first mount of that type (and with that controller) that shows it; proc_pid_mountinfo(5).
-fn dir_of(mounts: &str, kind: &str, controller: Option<&str>, path: &str) -> Option<PathBuf> {
+pub(super) fn dir_of(mounts: &str, kind: &str, controller: Option<&str>, path: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|mount| {
         let (place, file_system) = mount.split_once(" - ")?;
         let mut file_system = file_system.split(' ');

@@ -22,6 +22,8 @@ pub struct Area {
     /// "Rss:" and "Swap:": bytes that are there. The zero page does not count.
     pub resident: u64,
     pub swapped: u64,
+    /// pkeys(7), where the CPU has such.
+    pub protection_key: u32,
     pub flags: VmFlags,
 }
 
@@ -115,6 +117,7 @@ fn detail(area: &mut Area, line: &[u8]) -> Result<()> {
     let (key, value) = line.split_once(':').context("no colon")?;
     match key {
         "Rss" => area.resident = kibibytes(value)?,
+        "ProtectionKey" => area.protection_key = value.trim().parse()?,
         "Swap" => area.swapped = kibibytes(value)?,
         "VmFlags" => area.flags = flags(value)?,
         _ => {}
@@ -159,7 +162,7 @@ mod tests {
     // Linux 6.18.
     const TEXT: &[u8] = b"5609a494c000-5609a4951000 r-xp 00002000 fe:00 247030                     /usr/bin/cat\n\
         Size:                 20 kB\nKernelPageSize:        4 kB\nRss:                  16 kB\nSwap:                  4 kB\n\
-        THPeligible:           0\nVmFlags: rd ex mr mw me \n\
+        THPeligible:           0\nProtectionKey:         3\nVmFlags: rd ex mr mw me \n\
         7f62e49d8000-7f62e49e5000 rw-s 00000000 00:01 1026 \nRss:                   0 kB\n\
         VmFlags: rd wr sh mr mw me ms \n\
         7f62e49e5000-7f62e49e6000 ---p 00000000 00:00 0                          /tmp/a\\012b (deleted)\n\
@@ -178,6 +181,7 @@ mod tests {
         );
         assert_eq!(areas[0].name, b"/usr/bin/cat");
         assert_eq!((areas[0].resident, areas[0].swapped), (16384, 4096));
+        assert_eq!((areas[0].protection_key, areas[1].protection_key), (3, 0));
         assert!(areas[0].flags.has(b"me") && !areas[0].flags.has(b"wr"));
     }
 

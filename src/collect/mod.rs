@@ -3,10 +3,12 @@
 
 mod asked;
 mod clocks;
+mod control_groups;
 mod facts;
 mod files;
 mod frozen;
 mod headroom;
+mod labels;
 mod limits;
 mod memory;
 mod objects;
@@ -41,11 +43,13 @@ use threads::{Look, Restrictions};
 pub use threads::Sandbox;
 
 pub use clocks::clocks;
+pub use control_groups::{control_groups, directory};
 pub use facts::{Facts, Mapping, Place, ProcessFacts, SharedFacts, ThreadFacts};
 pub use files::Found;
 pub use files::build_id;
 pub use frozen::is_frozen;
 pub use headroom::too_little_memory;
+pub use labels::{login_uid, security_label};
 pub use limits::limits;
 pub use memory::Area;
 pub use objects::{Object, given_name};
@@ -138,7 +142,11 @@ fn threads(
     restrictions: Vec<Restrictions>,
     answers: Vec<asked::ThreadAnswers>,
 ) -> Result<Vec<ThreadFacts>> {
-    let look = Look { dir, process };
+    let look = Look {
+        dir,
+        process,
+        control_groups: control_groups::control_groups(dir)?,
+    };
     let mut answers = answers.into_iter();
     let each = process.threads().iter().zip(restrictions);
     each.map(|(thread, restrictions)| {

@@ -3,7 +3,9 @@
 use anyhow::{Context, Result};
 
 use super::asked::ThreadAnswers;
+use super::control_groups::control_groups;
 use super::facts::ThreadFacts;
+use super::labels;
 use super::proc::ProcDir;
 use super::process;
 use super::scheduling;
@@ -12,8 +14,8 @@ use super::surroundings::foreign_namespaces;
 use super::task_flags::TaskFlags;
 use super::waits;
 use crate::arch::Interrupted;
+use crate::image::state::{ControlGroup, Dispatch, Filter, ThreadSettings};
 use crate::image::state::{Credentials, RegSet, Thread, TimedWait};
-use crate::image::state::{Dispatch, Filter, ThreadSettings};
 use crate::sys::process::{self as sys, Shared};
 use crate::tracer::{self, ProcessMemory, StoppedProcess, StoppedThread};
 
@@ -109,6 +111,8 @@ fn is_blocking(dispatch: Dispatch, memory: &ProcessMemory) -> bool {
 pub struct Look<'a> {
     pub dir: &'a ProcDir,
     pub process: &'a StoppedProcess,
+    /// Of the first thread.
+    pub control_groups: Vec<ControlGroup>,
 }
 
 impl Look<'_> {
@@ -150,6 +154,9 @@ impl Look<'_> {
                 memory_policy: answers.memory_policy,
                 dispatch,
                 filters: Vec::new(),
+                control_groups: self.own_control_groups(tid, &dir)?,
+                security_label: labels::security_label(&dir)?,
+                login_uid: labels::login_uid(&dir)?,
             },
             timed_wait,
         };
@@ -162,6 +169,7 @@ impl Look<'_> {
             unshared: self.unshared(tid)?,
             is_blocking,
             sandbox,
+            has_io_ports: stopped.has_io_ports()?,
         })
     }
 
@@ -180,6 +188,15 @@ impl Look<'_> {
         }
         regsets[0].data = regs.as_bytes().to_vec();
         Ok((regsets, timed))
+    }
+
+    /// Threads usually are in the groups of the first.
+    fn own_control_groups(&self, tid: i32, dir: &ProcDir) -> Result<Vec<ControlGroup>> {
+        let mut groups = control_groups(dir)?;
+        if tid != self.process.pid().as_raw() {
+            groups.retain(|group| !self.control_groups.contains(group));
+        }
+        Ok(groups)
     }
 
     /// What the thread does not share with the leader, though threads usually do (clone(2)). Without kcmp(2) in the kernel nobody can

@@ -148,6 +148,13 @@ impl Refusals {
             let remedy = "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off";
             self.add(&who, "has a shadow stack, which cryopod does not carry yet", remedy);
         }
+        if facts_of.has_io_ports {
+            self.add(
+                &who,
+                "may use I/O ports (ioperm(2)), which cryopod does not carry",
+                CLOSE,
+            );
+        }
         if facts_of.is_blocking {
             let reason = "has its system calls sent back to itself at this moment (PR_SET_SYSCALL_USER_DISPATCH), so that it cannot be asked";
             self.add(&who, reason, "try again while it lets them through");
@@ -227,6 +234,13 @@ const FLAGS: [(&[u8; 2], &str, &str); 8] = [
     ),
 ];
 
+/// Memory that can be executed and nothing else has a key that the kernel takes for it, the first that is free (execute_only_pkey()),
+/// and takes again at the thaw; in a program that takes keys itself it might be another.
+fn is_default_key(area: &Area) -> bool {
+    const PROT_EXEC: u8 = 4;
+    area.protection_key == 0 || (area.protection_key == 1 && area.prot == PROT_EXEC)
+}
+
 /// What smaps says against a mapping, whatever lies behind it.
 pub fn unfit_area(area: &Area, populated: &Populated) -> Result<(), Unfit> {
     if area.name.starts_with(b"/[aio]") {
@@ -243,6 +257,13 @@ pub fn unfit_area(area: &Area, populated: &Populated) -> Result<(), Unfit> {
     }
     if let Some((_, reason, remedy)) = FLAGS.iter().find(|(code, ..)| area.flags.has(code)) {
         return Err(((*reason).into(), (*remedy).into()));
+    }
+    if !is_default_key(area) {
+        let reason = format!(
+            "has memory protection key {} (pkey_mprotect(2)), which cryopod does not carry yet",
+            area.protection_key
+        );
+        return Err((reason, String::new()));
     }
     if is_unreadable(area, populated) {
         return Err(("cannot be read, not even by a tracer".into(), String::new()));

@@ -83,6 +83,7 @@ fn thread() -> ThreadFacts {
         unshared: Vec::new(),
         is_blocking: false,
         sandbox: Sandbox::None,
+        has_io_ports: false,
     }
 }
 
@@ -260,18 +261,20 @@ fn all_refusals_come_at_once() {
     facts.surroundings.foreign_namespaces = vec!["net".into()];
     facts.threads[0].foreign_namespaces = vec!["net".into()];
     facts.threads[0].sandbox = Sandbox::Strict;
+    facts.threads[0].has_io_ports = true;
     let refusals = refused(facts);
     let told = |words: &str| refusals.iter().filter(|refusal| refusal.contains(words)).count();
     for words in [
         "child 4130 (helper)",
         "another net namespace",
         "seccomp",
+        "ioperm",
         "/dev/dri/card0 is memory of a device",
     ] {
         assert_eq!(told(words), 1, "{words}: {refusals:?}");
     }
     assert_eq!(told("/lib/x.so (deleted) was deleted"), 1, "{refusals:?}");
-    assert_eq!(refusals.len(), 5);
+    assert_eq!(refusals.len(), 6);
 }
 
 #[test]
@@ -292,6 +295,22 @@ fn an_executable_that_was_replaced_is_refused() {
     let mut facts = facts(Vec::new());
     facts.process.exe.1 = Found::Replaced;
     assert!(refused(facts)[0].contains("executable /bin/app was deleted, and another file has its name"));
+}
+
+#[test]
+fn a_protection_key_is_refused_unless_the_kernel_took_it_for_execute_only_memory() {
+    let keyed = |prot, protection_key| {
+        let area = Area {
+            prot,
+            protection_key,
+            ..area(0x1000, 0x2000, "", "rd mr mw me")
+        };
+        facts(vec![mapping(area, Object::Anonymous, &[])])
+    };
+    carried(keyed(4, 1));
+    for (prot, key) in [(4, 2), (3, 1)] {
+        assert!(refused(keyed(prot, key))[0].contains(&format!("memory protection key {key}")));
+    }
 }
 
 #[test]

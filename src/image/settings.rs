@@ -44,6 +44,12 @@ pub struct ThreadSettings {
     pub dispatch: Option<Dispatch>,
     /// Indices into [`ProcessSettings::filters`], the oldest first.
     pub filters: Vec<u32>,
+    /// cgroups(7). Of a thread other than the first only those that are not the first's.
+    pub control_groups: Vec<ControlGroup>,
+    /// Of security modules: /proc/TID/attr/current. Empty where there is none.
+    pub security_label: Vec<u8>,
+    /// /proc/TID/loginuid; u32::MAX is none.
+    pub login_uid: u32,
 }
 
 /// A filter of seccomp(2), in classic BPF.
@@ -53,6 +59,14 @@ pub struct Filter {
     pub flags: u64,
     /// struct sock_filter, 8 bytes each.
     pub instructions: Vec<u8>,
+}
+
+/// A line of /proc/PID/cgroup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlGroup {
+    /// The controllers of the hierarchy, or its name; empty in version 2.
+    pub hierarchy: String,
+    pub path: Vec<u8>,
 }
 
 /// set_mempolicy(2), mbind(2).

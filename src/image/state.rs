@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-pub use super::settings::{Dispatch, Filter, MemoryPolicy, ProcessSettings, ThreadSettings};
+pub use super::settings::{ControlGroup, Dispatch, Filter, MemoryPolicy, ProcessSettings, ThreadSettings};
 
 /// Bytes of a path name or another name that need not be UTF-8.
 pub type Name = Vec<u8>;

@@ -2,7 +2,9 @@
 
 use super::header::Header;
 
-use super::state::{Backing, FdTable, Memory, MemoryPolicy, Process, SharedObject, SigInfo, Snapshot, Thread, Vma};
+use super::state::{
+    Backing, ControlGroup, FdTable, Memory, MemoryPolicy, Process, SharedObject, SigInfo, Snapshot, Thread, Vma,
+};
 use std::collections::HashSet;
 
 /// fs.nr_open of the kernel is 2^20; nobody gets far beyond it.
@@ -125,7 +127,17 @@ fn check_thread(thread: &Thread) -> Checked {
         "it may run on more CPUs than there can be".into()
     })?;
     check_policy(thread.settings.memory_policy.as_ref())?;
+    for group in &thread.settings.control_groups {
+        check_group(group)?;
+    }
     check_queue(&thread.pending)
+}
+
+fn check_group(group: &ControlGroup) -> Checked {
+    check_name(&group.path, "a control group")?;
+    ensure(group.path.first() == Some(&b'/'), || {
+        "it is in a control group without a path".into()
+    })
 }
 
 fn check_filters(process: &Process) -> Checked {

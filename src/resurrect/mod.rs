@@ -5,6 +5,7 @@ mod descriptors;
 mod fill;
 mod finish;
 pub mod layout;
+mod login;
 mod maps;
 pub mod plan;
 mod process;

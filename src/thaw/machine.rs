@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::arch;
-use crate::collect::{ProcDir, Status, TaskFlags, clocks, limits, scheduling};
+use crate::collect::{ProcDir, Status, TaskFlags, clocks, limits, login_uid, scheduling, security_label};
 use crate::image::state::Snapshot;
 use crate::image::state::ThreadSettings;
 use crate::resurrect::plan::settings::Surroundings;
@@ -56,6 +56,7 @@ pub fn look(snapshot: &Snapshot) -> Result<Machine> {
             nodes: nodes_online(),
             mdwe: settings::mdwe(),
             io_flusher: TaskFlags::of(&own)?.io_flusher(),
+            label: security_label(&own)?,
             is_admin: can(CAP_SYS_ADMIN),
             is_filtered: status.seccomp != 0,
         },
@@ -81,6 +82,7 @@ pub fn inherited() -> Result<Inherited> {
 fn own_settings() -> Result<ThreadSettings> {
     Ok(ThreadSettings {
         io_flusher: TaskFlags::of(&own_directory()?)?.io_flusher(),
+        login_uid: login_uid(&own_directory()?)?,
         speculation: settings::speculation(),
         ..ThreadSettings::default()
     })

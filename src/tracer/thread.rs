@@ -156,6 +156,24 @@ impl StoppedThread {
         self.filters.as_ref()
     }
 
+    /// Whether it may use I/O ports (ioperm(2)): the bitmap is a register set that is not there otherwise (ioperm_get(),
+    /// arch/x86/kernel/ptrace.c: ENXIO), nor in a kernel without CONFIG_X86_IOPL_IOPERM. What iopl(2) gave nothing tells.
+    pub fn has_io_ports(&self) -> Result<bool> {
+        let Some(note) = arch::IO_PORTS else { return Ok(false) };
+        match self.task.regset(note) {
+            Ok(bitmap) => Ok(!bitmap.is_empty()),
+            Err(error)
+                if matches!(
+                    error.errno(),
+                    Some(nix::Error::ENXIO | nix::Error::EINVAL | nix::Error::ENODEV)
+                ) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Which system calls come back to the thread as SIGSYS.
     pub fn dispatch(&self) -> Result<Option<Dispatch>> {
         self.task.dispatch()

@@ -26,6 +26,8 @@ pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 pub const PAGE_SIZE: u64 = 4096;
 /// The extended state holds x87, SSE, AVX, AVX-512, PKRU and AMX (NT_X86_XSTATE).
 pub const REGSETS: &[u32] = &[0x202];
+/// The register set that is there in a thread that may use I/O ports (ioperm(2)): NT_386_IOPERM.
+pub const IO_PORTS: Option<u32> = Some(0x201);
 /// modify_ldt(2), where the architecture has local descriptor tables.
 pub const MODIFY_LDT: Option<i64> = Some(libc::SYS_modify_ldt);
 /// Number and command of arch_prctl(2), where there is such: whether CPUID raises a signal, and setting that.

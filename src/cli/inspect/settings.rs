@@ -1,6 +1,7 @@
 //! Settings that are not the default, in the words of prctl(2) and its like.
 
-use crate::image::state::{Dispatch, MemoryPolicy, ProcessSettings, ThreadSettings};
+use super::names::printable;
+use crate::image::state::{ControlGroup, Dispatch, MemoryPolicy, ProcessSettings, ThreadSettings};
 
 pub fn of_process(settings: &ProcessSettings) -> Vec<String> {
     let mut words = Vec::new();
@@ -37,8 +38,27 @@ pub fn of_thread(settings: &ThreadSettings) -> Vec<String> {
             .map(|policy| format!("memory policy {}", self::policy(policy))),
     );
     words.extend(settings.dispatch.map(dispatch));
+    words.extend(
+        settings
+            .control_groups
+            .iter()
+            .filter(|group| group.path != b"/")
+            .map(control_group),
+    );
+    if !settings.security_label.is_empty() {
+        words.push(format!("label {}", printable(&settings.security_label)));
+    }
+    words.extend((settings.login_uid != u32::MAX).then(|| format!("login of uid {}", settings.login_uid)));
     words.extend((!settings.filters.is_empty()).then(|| format!("{} seccomp filters", settings.filters.len())));
     words
+}
+
+fn control_group(group: &ControlGroup) -> String {
+    let path = printable(&group.path);
+    match group.hierarchy.as_str() {
+        "" => format!("control group {path}"),
+        hierarchy => format!("control group {path} ({hierarchy})"),
+    }
 }
 
 /// As numa_maps shows them: `bind=static:0-1,4`.
@@ -133,6 +153,7 @@ mod tests {
             mce_kill: 2,
             tsc: 1,
             speculation: [2, 2, 8],
+            login_uid: u32::MAX,
             ..ThreadSettings::default()
         };
         assert!(of_thread(&default).is_empty() && of_process(&ProcessSettings::default()).is_empty());

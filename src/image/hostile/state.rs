@@ -5,7 +5,7 @@ use crate::image::codec::encode_state;
 use crate::image::header::{self, Header};
 use crate::image::sample::{self, HEAP, LIBRARY, PAGE};
 use crate::image::state::{Backing, FdEntry, RegSet, SharedObject, SigInfo, Snapshot};
-use crate::image::state::{Filter, MemoryPolicy};
+use crate::image::state::{ControlGroup, Filter, MemoryPolicy};
 use crate::image::{Error, record::kind};
 
 #[test]
@@ -77,6 +77,7 @@ const FORGERIES: &[Forgery] = &[
     (|s| s.processes[0].memory.vmas[0].guards = vec![(HEAP, HEAP + 4 * PAGE)], "has a guard at"),
     (|s| s.processes[0].threads[1].settings.filters.push(0), "has a seccomp filter that is not there"),
     (|s| s.processes[0].settings.filters.push(Filter { flags: 0, instructions: vec![0; 9] }), "it has a seccomp filter of 9 bytes"),
+    (|s| s.processes[0].threads[0].settings.control_groups = vec![ControlGroup { hierarchy: "pids".into(), path: b"a".to_vec() }], "without a path"),
     (|s| s.processes[0].memory.vmas[0].policy = Some(MemoryPolicy { mode: 2, nodes: vec![1; 129] }), "has a memory policy of more"),
     (|s| s.processes[0].threads[1].settings.memory_policy = Some(MemoryPolicy { mode: 2, nodes: vec![1; 129] }), "has a memory policy of more"),
     (|s| s.processes[0].memory.vmas[4].end = 1 << 47, "lies where no program can have memory"),

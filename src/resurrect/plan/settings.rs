@@ -16,6 +16,8 @@ pub struct Surroundings {
     pub mdwe: u32,
     /// prctl(PR_SET_IO_FLUSHER) of thaw.
     pub io_flusher: bool,
+    /// Of a security module: /proc/self/attr/current.
+    pub label: Vec<u8>,
     /// CAP_SYS_ADMIN.
     pub is_admin: bool,
     /// Thaw is under a filter of seccomp(2).
@@ -41,6 +43,7 @@ pub fn against(process: &Process, machine: &Machine) -> Vec<Refusal> {
     refusals.extend(against_mdwe(process, machine));
     refusals.extend(against_io_flusher(process, machine));
     refusals.extend(against_filters(process, machine));
+    refusals.extend(against_label(process, machine));
     refusals.extend(against_policies(process, machine));
     refusals.extend((0..SPECULATION.len()).filter_map(|which| against_speculation(process, machine, which)));
     refusals
@@ -83,6 +86,25 @@ fn against_filters(process: &Process, machine: &Machine) -> Option<Refusal> {
     let reason = "can only be put in place with CAP_SYS_ADMIN, and by a thaw that is under none itself";
     let remedy = "run thaw as root, outside of any sandbox";
     (needed && !can).then(|| Refusal::new(process.pid, "its seccomp filters", reason, remedy))
+}
+
+/// Never thawed unconfined, or under somebody else's rules, in silence: a program has the label of whoever thaws it.
+fn against_label(process: &Process, machine: &Machine) -> Option<Refusal> {
+    let own = &machine.surroundings.label;
+    let differs = |thread: &&crate::image::state::Thread| thread.settings.security_label != *own;
+    let thread = process.threads.iter().find(differs)?;
+    let shown = |label: &[u8]| match label {
+        [] => "none".to_owned(),
+        label => String::from_utf8_lossy(label).into_owned(),
+    };
+    let object = format!(
+        "the security label of thread {}, {},",
+        thread.tid,
+        shown(&thread.settings.security_label)
+    );
+    let reason = format!("is not that of thaw, {}, which the program would get", shown(own));
+    let remedy = "run thaw under that label (runcon(1) of SELinux, aa-exec(1) of AppArmor)";
+    Some(Refusal::new(process.pid, object, reason, remedy))
 }
 
 /// One speaks for all.
