@@ -22,7 +22,7 @@ use crate::sys::process::cancel_on;
 use crate::tracer::{self, StoppedProcess};
 
 pub use output::Output;
-use while_running::{Attempt, Cut};
+use while_running::{Cut, Start};
 
 /// What becomes of the process once its image is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,20 +65,18 @@ pub struct Report {
 
 pub fn freeze(pid: i32, mut output: Output, options: &Options<'_>) -> Result<Report> {
     let cancelled = cancel_on(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).context("sigaction")?;
-    let to_run = options.afterwards == Afterwards::KeepRunning;
-    let mut hindrance = while_running::hindrance(pid).filter(|_| to_run);
-    let (mut process, tracees) = seize(pid, options.observer)?;
+    let Begun {
+        mut process,
+        tracees,
+        note,
+    } = match options.afterwards {
+        Afterwards::KeepRunning => match while_running::begin(pid, &output, options.observer)? {
+            Start::Cut(cut) => return write_cut(pid, *cut, output, options, cancelled),
+            Start::StandsStill(begun) => begun,
+        },
+        Afterwards::End | Afterwards::LeaveStopped => Begun::seize(pid, options.observer)?,
+    };
     let was_stopped = process.group_stop().is_some();
-    // One that is stopped anyway loses nothing by standing still.
-    if to_run && !was_stopped && hindrance.is_none() {
-        match while_running::cut(&mut process, &tracees, &output, options.observer) {
-            Ok(Attempt::Made(cut)) => return write_while_running(process, *cut, output, options, cancelled),
-            Ok(Attempt::NotPossible(reason)) => hindrance = Some(reason),
-            Err(error) => return Err(let_go(process, error)),
-        }
-    }
-    let note = hindrance.filter(|_| !was_stopped);
-    let note = note.map(|reason| format!("it stands still until the image is written: {reason}"));
     let recorded = record(&mut process, tracees, &mut output, options, cancelled);
     let complete = recorded.and_then(|recorded| output.commit(options.sync).map(|()| recorded));
     let (written, mut warnings) = match complete {
@@ -99,25 +97,41 @@ pub fn freeze(pid: i32, mut output: Output, options: &Options<'_>) -> Result<Rep
     })
 }
 
-/// The process goes on at once, and its memory is written meanwhile.
-fn write_while_running(
+/// A process that stands still until its image is written.
+struct Begun {
     process: StoppedProcess,
+    tracees: Vec<Relative>,
+    /// Why, where it was to run on.
+    note: Option<String>,
+}
+
+impl Begun {
+    fn seize(pid: i32, observer: &dyn Observer) -> Result<Self> {
+        let (process, tracees) = seize(pid, observer)?;
+        Ok(Begun {
+            process,
+            tracees,
+            note: None,
+        })
+    }
+}
+
+/// The process runs, and its memory is written meanwhile.
+fn write_cut(
+    pid: i32,
     mut cut: Cut,
     mut output: Output,
     options: &Options<'_>,
     cancelled: &AtomicBool,
 ) -> Result<Report> {
-    options.observer.step("release");
-    let (pid, since) = (process.pid(), process.stopped_since());
-    let released = release(process, Afterwards::KeepRunning);
-    let paused = since.elapsed();
-    let recorded = released.and_then(|()| cut.write(&mut output, options, cancelled));
+    let paused = cut.paused;
+    let recorded = cut.write(&mut output, options, cancelled);
     let ended = cut.end();
     let complete = recorded.and_then(|recorded| output.commit(options.sync).map(|()| recorded));
     let (written, mut warnings) = complete.with_context(|| format!("cannot freeze pid {pid}, which goes on"))?;
     warnings.extend(ended.err());
     Ok(Report {
-        pid: pid.as_raw(),
+        pid,
         afterwards: options.afterwards,
         was_stopped: false,
         file_bytes: written.file_bytes,
@@ -186,7 +200,7 @@ fn try_seize(pid: i32) -> Result<(StoppedProcess, Vec<Relative>)> {
 fn collect(
     process: &mut StoppedProcess,
     tracees: Vec<Relative>,
-    pages: Pages,
+    pages: Pages<'_>,
     observer: &dyn Observer,
 ) -> Result<Collected> {
     observer.step("collect");

@@ -25,8 +25,12 @@ fn snapshots_check_themselves(source: &'static str, count: usize) {
         return;
     }
     let dir = scratch();
-    let mut program = Program::start(build::fixture(source).current_dir(dir.path()));
-    program.wait_for(|line| line == "READY");
+    let mut command = build::fixture(source);
+    let mut program = Program::start(command.current_dir(dir.path()).env("FREEZES", "1"));
+    let line = program.wait_for(|line| line == "READY" || line.starts_with("SKIP "));
+    if let Some(why) = line.strip_prefix("SKIP ") {
+        return skipped(why);
+    }
     let pid = program.pid;
     let image = |n: usize| dir.path().join(format!("{n}.img"));
     for n in 0..count {
@@ -65,6 +69,42 @@ fn try_snapshot(pid: i32, image: &Path) -> Output {
 #[test]
 fn a_hundred_snapshots_of_threads_that_never_rest_are_each_of_one_moment() {
     snapshots_check_themselves("snapshot/consistent.c", 100);
+}
+
+#[test]
+fn snapshots_of_many_threads_check_themselves() {
+    snapshots_check_themselves("threads/hundred.c", 3);
+    snapshots_check_themselves("threads/registers.c", 3);
+}
+
+#[test]
+fn snapshots_of_memory_of_many_kinds_check_themselves() {
+    for source in [
+        "memory/advice.c",
+        "memory/anon.c",
+        "memory/huge.c",
+        "memory/many_mappings.c",
+        "memory/marked.c",
+        "memory/memfd.c",
+        "memory/private_file.c",
+        "memory/protections.c",
+        "memory/sparse.c",
+        "memory/stack.c",
+    ] {
+        snapshots_check_themselves(source, 2);
+    }
+}
+
+#[test]
+fn snapshots_of_blocked_calls_check_themselves() {
+    for source in [
+        "blocked/read_pipe.c",
+        "blocked/futex.c",
+        "blocked/sigsuspend.c",
+        "fd/pipe_full.c",
+    ] {
+        snapshots_check_themselves(source, 2);
+    }
 }
 
 /// With SIGCHLD handled, ignored, by default and with SA_NOCLDWAIT.

@@ -62,6 +62,13 @@ pub fn areas(dir: &ProcDir) -> Result<Vec<Area>> {
     Ok(areas)
 }
 
+/// The same, but as maps shows them, without a look at their pages.
+pub fn areas_without_flags(dir: &ProcDir) -> Result<Vec<Area>> {
+    let mut areas = parse(&dir.read("maps")?).context("maps")?;
+    areas.retain(|area| area.name != b"[vsyscall]");
+    Ok(areas)
+}
+
 fn parse(text: &[u8]) -> Result<Vec<Area>> {
     let mut areas: Vec<Area> = Vec::new();
     for line in text.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {

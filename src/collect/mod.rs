@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 mod asked;
+mod beforehand;
 mod clocks;
 mod control_groups;
 mod facts;
@@ -42,6 +43,7 @@ use threads::{Look, Restrictions};
 
 pub use threads::Sandbox;
 
+pub use beforehand::Beforehand;
 pub use clocks::clocks;
 pub use control_groups::{control_groups, directory};
 pub use facts::{Facts, Mapping, Place, ProcessFacts, SharedFacts, ThreadFacts};
@@ -75,15 +77,15 @@ pub struct Later {
 }
 
 /// When the pages of private memory are looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pages {
+#[derive(Clone, Copy)]
+pub enum Pages<'a> {
     Now,
-    /// Where fork(2) carries them, later, in a copy of the process.
-    InCopy,
+    /// Where fork(2) carries them, later, in a copy of the process. Its mappings may be known already.
+    InCopy(Option<&'a Beforehand>),
 }
 
 /// `tracees` were looked for before the process was stopped.
-pub fn collect(process: &mut StoppedProcess, tracees: Vec<Relative>, pages: Pages) -> Result<Collected> {
+pub fn collect(process: &mut StoppedProcess, tracees: Vec<Relative>, pages: Pages<'_>) -> Result<Collected> {
     let dir = ProcDir::of(process.proc()).context("duplicate /proc/PID")?;
     let clocks = clocks::clocks(&dir)?;
     let each = 0..process.threads().len();
@@ -176,13 +178,24 @@ fn mappings(
     dir: &ProcDir,
     shared: &mut SharedObjects,
     policies: &mut HashMap<u64, MemoryPolicy>,
-    pages: Pages,
+    pages: Pages<'_>,
 ) -> Result<(Vec<Mapping>, Vec<Later>)> {
     let scanner = Scanner::new(dir)?;
-    let in_copy = pages == Pages::InCopy && scanner.skips_holes();
+    let (in_copy, beforehand) = match pages {
+        Pages::InCopy(beforehand) if scanner.skips_holes() => (true, beforehand),
+        Pages::InCopy(_) | Pages::Now => (false, None),
+    };
+    let known = beforehand
+        .map(|beforehand| beforehand.still(dir))
+        .transpose()?
+        .flatten();
+    let areas = match known {
+        Some(areas) => areas,
+        None => memory::areas(dir)?,
+    };
     let mut finder = Finder::new(dir, shared);
     let (mut mappings, mut later) = (Vec::new(), Vec::new());
-    for area in memory::areas(dir)? {
+    for area in areas {
         let object = finder.find(&area);
         // Pages of shared mappings belong to their object; those of the kernel's own are made anew.
         let has_own_pages = !area.shared && object != Object::Kernel;

@@ -3,12 +3,13 @@
 
 use std::io;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use super::saved::Saved;
-use super::{Observer, Options, Output, collect, describe, encode};
-use crate::collect::{Collected, Facts, Later, Pages, ProcDir, Relative, Source};
+use super::{Begun, Observer, Options, Output, collect, describe, encode, let_go};
+use crate::collect::{Beforehand, Collected, Facts, Later, Pages, ProcDir, Source};
 use crate::describe::Described;
 use crate::image::pages::{PageSource, Space};
 use crate::image::write::Written;
@@ -23,9 +24,18 @@ pub struct Cut {
     copy: MemoryCopy,
     /// Shared areas that are still mapped in the copy.
     shared: Vec<(u64, u64)>,
+    /// How long the process stood still, from the first interrupt to the last detach.
+    pub paused: Duration,
 }
 
-pub enum Attempt {
+/// How a freeze begins whose process is to run on.
+pub enum Start {
+    /// It runs already.
+    Cut(Box<Cut>),
+    StandsStill(Begun),
+}
+
+enum Attempt {
     Made(Box<Cut>),
     /// The reason, a clause.
     NotPossible(String),
@@ -36,8 +46,38 @@ const MAX_ATTEMPTS: usize = 20;
 /// So many shared areas are unmapped from the copy in the pause, at some 10 µs each.
 const UNMAPPED_AT_ONCE: usize = 256;
 
+/// A program that changes the flags of its mappings in the milliseconds that matter; the last time they are read while it stands still.
+const MAX_CUTS: usize = 3;
+
+pub fn begin(pid: i32, output: &Output, observer: &dyn Observer) -> Result<Start> {
+    let mut hindrance = hindrance(pid);
+    for last in (0..MAX_CUTS).map(|cut| cut + 1 == MAX_CUTS) {
+        // Who may not look will be told by those who seize.
+        let dir = ProcDir::by_pid(pid).ok().filter(|_| !last);
+        let beforehand = dir.as_ref().and_then(|dir| Beforehand::look(dir).ok());
+        let mut begun = Begun::seize(pid, observer)?;
+        // One that is stopped anyway loses nothing by standing still.
+        if begun.process.group_stop().is_some() {
+            return Ok(Start::StandsStill(begun));
+        }
+        if hindrance.is_none() {
+            match cut(&mut begun, beforehand.as_ref(), output, observer) {
+                Ok(Attempt::Made(cut)) => match cut.release(begun.process, dir.zip(beforehand), observer)? {
+                    Some(cut) => return Ok(Start::Cut(cut)),
+                    None => continue,
+                },
+                Ok(Attempt::NotPossible(reason)) => hindrance = Some(reason),
+                Err(error) => return Err(let_go(begun.process, error)),
+            }
+        }
+        begun.note = hindrance.map(|reason| format!("it stands still until the image is written: {reason}"));
+        return Ok(Start::StandsStill(begun));
+    }
+    unreachable!("the last cut does not look beforehand, so that it stands")
+}
+
 /// Beforehand: what speaks against a copy at all. A clause.
-pub fn hindrance(pid: i32) -> Option<String> {
+fn hindrance(pid: i32) -> Option<String> {
     // A process that is gone is refused by those who seize it.
     let dir = ProcDir::by_pid(pid).ok()?;
     match collect::too_little_memory(&dir) {
@@ -46,14 +86,15 @@ pub fn hindrance(pid: i32) -> Option<String> {
     }
 }
 
-pub fn cut(
-    process: &mut StoppedProcess,
-    tracees: &[Relative],
+fn cut(
+    begun: &mut Begun,
+    beforehand: Option<&Beforehand>,
     output: &Output,
     observer: &dyn Observer,
 ) -> Result<Attempt> {
+    let Begun { process, tracees, .. } = begun;
     for _ in 0..MAX_ATTEMPTS {
-        let collected = collect(process, tracees.to_vec(), Pages::InCopy, observer)?;
+        let collected = collect(process, tracees.clone(), Pages::InCopy(beforehand), observer)?;
         let Collected { facts, objects, later } = collected;
         let (at_once, shared) = match shared_areas(&facts) {
             few if few.len() <= UNMAPPED_AT_ONCE => (few, Vec::new()),
@@ -82,6 +123,7 @@ pub fn cut(
             saved,
             copy,
             shared,
+            paused: Duration::ZERO,
         })));
     }
     Ok(Attempt::NotPossible("signals came without a pause".into()))
@@ -105,6 +147,29 @@ fn shared_areas(facts: &Facts) -> Vec<(u64, u64)> {
 }
 
 impl Cut {
+    /// Lets the process go on. None where what was known of its mappings was not true any more in the pause.
+    fn release(
+        mut self: Box<Self>,
+        process: StoppedProcess,
+        known: Option<(ProcDir, Beforehand)>,
+        observer: &dyn Observer,
+    ) -> Result<Option<Box<Self>>> {
+        observer.step("release");
+        let (pid, since) = (process.pid(), process.stopped_since());
+        let released = process.resume();
+        self.paused = since.elapsed();
+        let checked = released.map_err(anyhow::Error::from).and_then(|()| match &known {
+            Some((dir, beforehand)) => beforehand.held(&ProcDir::of(self.copy.proc())?, dir),
+            None => Ok(true),
+        });
+        if let Ok(true) = checked {
+            return Ok(Some(self));
+        }
+        let ended = self.end().map_err(anyhow::Error::msg);
+        let checked = checked.and(ended).map(|()| None);
+        checked.with_context(|| format!("cannot freeze pid {pid}, which goes on"))
+    }
+
     /// Writes the image while the process runs.
     pub fn write(
         &mut self,
