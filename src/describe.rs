@@ -7,6 +7,7 @@ mod refusals;
 mod tests;
 
 use crate::collect::{Facts, Populated, ProcessFacts, Sandbox, ThreadFacts};
+use crate::fd::Inputs;
 use crate::image::pages::Extent;
 use crate::image::state::{File, Filter, Memory, Name, Process, Snapshot};
 use crate::refusal::{Refusal, Refused};
@@ -18,6 +19,7 @@ pub struct Described {
     pub extents: Vec<Extent>,
     /// What is carried but may differ after a thaw, for people.
     pub warnings: Vec<String>,
+    pub inputs: Inputs,
 }
 
 impl Described {
@@ -47,6 +49,11 @@ pub fn describe(facts: Facts) -> Result<Described, Refused> {
         return Err(Refused(refusals));
     }
     let mut warnings = facts.descriptors.warnings;
+    // prctl(2), PR_SET_DUMPABLE: 2 cannot be set.
+    if facts.process.dumpable == 2 {
+        let note = "its core dumps are for root only (dumpable 2); thawed, it will have none (dumpable 0)";
+        warnings.push(format!("pid {}: {note}", facts.pid));
+    }
     warnings.extend(
         facts
             .process
@@ -68,6 +75,7 @@ pub fn describe(facts: Facts) -> Result<Described, Refused> {
         snapshot,
         extents: memory.extents,
         warnings,
+        inputs: facts.descriptors.inputs,
     })
 }
 

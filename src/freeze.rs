@@ -79,11 +79,16 @@ pub fn freeze(pid: i32, mut output: Output, options: &Options<'_>) -> Result<Rep
     let was_stopped = process.group_stop().is_some();
     let recorded = record(&mut process, tracees, &mut output, options, cancelled);
     let complete = recorded.and_then(|recorded| output.commit(options.sync).map(|()| recorded));
-    let (written, mut warnings) = match complete {
+    let (written, described) = match complete {
         Ok(recorded) => recorded,
         Err(error) => return Err(let_go(process, error)),
     };
+    let mut warnings = described.warnings;
     warnings.extend(note);
+    if options.afterwards == Afterwards::End {
+        let late = described.inputs.late();
+        warnings.extend(late.into_iter().map(|late| format!("pid {pid}: {late}")));
+    }
     options.observer.step("release");
     let since = process.stopped_since();
     release(process, options.afterwards).context("the image is complete, but")?;
@@ -172,12 +177,12 @@ fn record(
     output: &mut Output,
     options: &Options<'_>,
     cancelled: &AtomicBool,
-) -> Result<(Written, Vec<String>)> {
+) -> Result<(Written, Described)> {
     let Collected { facts, objects, .. } = collect(process, tracees, Pages::Now, options.observer)?;
     let described = describe(facts, options.observer)?;
     let source = Source::new(process.memory(), objects);
     let written = encode(&described, &source, output, options, cancelled)?;
-    Ok((written, described.warnings))
+    Ok((written, described))
 }
 
 /// Beforehand, who the process traces: that takes a pass over all of /proc, which the process need not spend stopped.

@@ -6,6 +6,7 @@ use common::{CRYOPOD, Program, can_thaw, cryopod, exists, scratch, state, stderr
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -296,7 +297,7 @@ fn a_reader_that_dies_half_way_leaves_the_program_running() {
             .spawn()
             .expect("cryopod can be run");
         let mut reader = freeze.stdout.take().expect("it was asked for");
-        std::io::Read::read_exact(&mut reader, &mut [0; 5000]).expect("an image is longer than that");
+        reader.read_exact(&mut [0; 5000]).expect("an image is longer than that");
         drop(reader);
         let freeze = freeze.wait_with_output().expect("it is our child");
         assert_code(&freeze, 1);
@@ -307,6 +308,44 @@ fn a_reader_that_dies_half_way_leaves_the_program_running() {
         });
     }
     target.unharmed();
+}
+
+/// Its writer is not frozen, and may go on to write while the image is written.
+#[test]
+fn bytes_that_come_too_late_for_the_image_are_told() {
+    let dir = scratch();
+    let script = r#"my $data = "x" x 3000000; print "READY\n"; <STDIN>"#;
+    let mut program = Program::perl_reading(script, dir.path(), Stdio::piped());
+    let mut stdin = program.stdin();
+    let mut freeze = Command::new(CRYOPOD)
+        .args([
+            "freeze",
+            &program.pid.to_string(),
+            "--compress",
+            "none",
+            "--end",
+            "-o",
+            "-",
+        ])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("cryopod can be run");
+    let mut image = freeze.stdout.take().expect("it was asked for");
+    // Behind the state, for which the pipe was looked at.
+    image
+        .read_exact(&mut [0; 100_000])
+        .expect("an image is longer than that");
+    stdin.write_all(b"late\n").expect("a pipe takes that");
+    image.read_to_end(&mut Vec::new()).expect("it is a pipe");
+    let freeze = freeze.wait_with_output().expect("it is our child");
+    assert_code(&freeze, 0);
+    assert!(
+        stderr(&freeze).contains("5 bytes came into fd 0"),
+        "{}",
+        stderr(&freeze)
+    );
+    assert_eq!(program.wait().signal(), Some(Signal::SIGKILL as i32));
 }
 
 #[test]

@@ -100,6 +100,7 @@ mod identity {
 
     roundtrip!(credentials_by_thread, "identity/credentials_by_thread.c");
     roundtrip!(directory, "identity/directory.c");
+    roundtrip!(dumpable_root, "identity/dumpable_root.c");
     roundtrip!(ids, "identity/ids.c");
     roundtrip!(inherited, "identity/inherited.c");
     roundtrip!(limits, "identity/limits.c");

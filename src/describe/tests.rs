@@ -185,6 +185,13 @@ fn pages_of_a_file_are_stored_even_if_they_are_zeros() {
 }
 
 #[test]
+fn core_dumps_for_root_only_are_told_of() {
+    let mut facts = facts(vec![]);
+    facts.process.dumpable = 2;
+    assert!(carried(facts).warnings[0].contains("dumpable 2"));
+}
+
+#[test]
 fn a_file_that_is_mapped_and_executed_is_listed_once() {
     let app = || Object::File(Found::Same(file("/bin/app")));
     let one = mapping(area(0x1000, 0x2000, "/bin/app", "rd mr"), app(), &[]);

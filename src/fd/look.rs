@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use anyhow::{Context, Result};
 use nix::unistd::Pid;
 
+use super::inputs::Inputs;
 use super::kind::{AnyKind, Probe, Unfit};
 use super::pipe::Ends;
 use super::probe::{Seen, Source};
@@ -22,6 +23,7 @@ pub struct Looked {
     pub refusals: Vec<Refusal>,
     /// What is carried but may differ after a thaw.
     pub warnings: Vec<String>,
+    pub inputs: Inputs,
 }
 
 /// What kinds know while they look at one process.
@@ -36,6 +38,7 @@ pub struct Look<'a> {
     pub told: HashSet<(u64, u64)>,
     pub ends: Ends,
     pub warnings: Vec<String>,
+    pub inputs: Inputs,
 }
 
 impl Look<'_> {
@@ -70,6 +73,7 @@ pub fn look(pid: Pid, proc: BorrowedFd<'_>, shared: &mut SharedObjects) -> Resul
         told: HashSet::new(),
         ends,
         warnings: Vec::new(),
+        inputs: Inputs::default(),
     };
     let mut looked = Looked::default();
     for group in groups {
@@ -79,6 +83,7 @@ pub fn look(pid: Pid, proc: BorrowedFd<'_>, shared: &mut SharedObjects) -> Resul
         }
     }
     looked.warnings = look.warnings;
+    looked.inputs = look.inputs;
     looked.table.entries.sort_unstable_by_key(|entry| entry.fd);
     Ok(looked)
 }

@@ -13,6 +13,7 @@ mod fdinfo;
 mod fifo;
 mod holders;
 mod identity;
+mod inputs;
 mod kind;
 mod limit;
 mod look;
@@ -32,6 +33,7 @@ mod stdio;
 mod thaw;
 mod timerfd;
 
+pub use inputs::Inputs;
 pub use kind::name as kind_name;
 pub use look::{Looked, look};
 pub use shared::{SharedObjects, make_memfd};

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::kind::{Kind, Probe, Unfit};
@@ -56,6 +56,14 @@ impl Kind for Outside {
         let mut unread = None;
         if seen.readable() && look.told.insert(seen.inode()) {
             unread = Some(Content::of(probe.file.as_fd())?).filter(|content| content.len_bytes() > 0);
+            let end = probe
+                .file
+                .as_fd()
+                .try_clone_to_owned()
+                .context("duplicate a descriptor")?;
+            let recorded_bytes = unread.as_ref().map_or(0, Content::len_bytes);
+            let name = format!("fd {} ({})", seen.fd, seen.link_text());
+            look.inputs.push(end, recorded_bytes, name);
             unread.as_ref().map_or(Ok(()), refuse_mixture)?;
         }
         Ok(Outside {

@@ -120,7 +120,9 @@ fn set_process(script: &mut Script<'_>, parts: &Parts<'_>) -> Result<()> {
 }
 
 fn set_after_credentials(script: &mut Script<'_>, process: &Process) -> Result<()> {
-    script.prctl("PR_SET_DUMPABLE", libc::PR_SET_DUMPABLE, &[process.dumpable.into()])
+    // 2 (SUID_DUMP_ROOT) is what the kernel sets, and nobody else can: freeze has said that it becomes 0.
+    let dumpable = if process.dumpable == 1 { 1u64 } else { 0 };
+    script.prctl("PR_SET_DUMPABLE", libc::PR_SET_DUMPABLE, &[dumpable.into()])
 }
 
 /// The root first; the working directory may lie outside of it.
