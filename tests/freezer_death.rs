@@ -32,6 +32,11 @@ fn a_static_program_survives_60_dead_freezers() {
 }
 
 #[test]
+fn a_program_under_a_filter_survives_60_dead_freezers() {
+    survives(build::fixture("freezer/filtered.c"), 40, 20);
+}
+
+#[test]
 fn a_python_program_survives_60_dead_freezers() {
     survives(build::fixture("freezer/watched.py"), 30, 30);
 }

@@ -64,6 +64,24 @@ impl PlainUser {
     }
 }
 
+#[test]
+fn filters_that_cannot_be_read_are_refused() {
+    let user = PlainUser::new();
+    if !may_freeze(&user) {
+        return;
+    }
+    let program = user.fixture("threads/seccomp_shared.c");
+    let freeze = user.cryopod(&["freeze", &program.pid.to_string(), "-o", "app.img"]);
+    assert_eq!(freeze.status.code(), Some(3), "{}", words(&freeze));
+    assert!(
+        words(&freeze).contains("seccomp filters that cannot be read"),
+        "{}",
+        words(&freeze)
+    );
+    program.signal(Signal::SIGUSR1);
+    program.expect_pass();
+}
+
 fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }

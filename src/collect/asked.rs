@@ -139,7 +139,7 @@ fn ask_process(remote: &mut Remote<'_>, questions: &mut Questions<'_>, untold: &
             membarrier: untold.or(remote.membarrier_registrations(), 0)?,
             futex_slots: untold.or(remote.get_futex_slots(), None)?,
             xstate_permission: untold.or(remote.xstate_permission(), 0)?,
-            filters: Vec::new(),
+            ..ProcessSettings::default()
         },
         has_ldt: untold.or(remote.has_ldt(), false)?,
         memory_policies,

@@ -33,7 +33,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result};
 
 use crate::fd::{self, SharedObjects};
-use crate::image::state::MemoryPolicy;
+use crate::image::state::{MemoryPolicy, ProcessSettings};
 use crate::image::state::{PosixTimer, SharedObject};
 use crate::tracer::StoppedProcess;
 use asked::{Answers, Questions};
@@ -280,7 +280,10 @@ fn process_facts(
         dumpable: answers.dumpable,
         coredump_filter: process::coredump_filter(dir)?,
         child_subreaper: answers.child_subreaper,
-        settings: answers.settings,
+        settings: ProcessSettings {
+            autogroup_nice: process::autogroup_nice(dir)?,
+            ..answers.settings
+        },
         untold: answers.untold,
         has_ldt: answers.has_ldt,
         layout: process::layout(&stat, answers.brk)?,

@@ -49,6 +49,15 @@ pub fn coredump_filter(dir: &ProcDir) -> Result<u32> {
     }
 }
 
+/// `/autogroup-658 nice 5` (proc_sched_autogroup_show_task(), kernel/sched/autogroup.c). 0 in a kernel without CONFIG_SCHED_AUTOGROUP, and
+/// empty for a task that has none.
+pub fn autogroup_nice(dir: &ProcDir) -> Result<i32> {
+    let text = dir.read_if_any("autogroup")?.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let nice = text.trim().rsplit_once(" nice ").map(|(_, nice)| nice.parse());
+    nice.unwrap_or(Ok(0)).with_context(|| format!("autogroup: {text:?}"))
+}
+
 pub fn decimal(dir: &ProcDir, name: &str) -> Result<i32> {
     let text = dir.text(name)?;
     text.parse().with_context(|| format!("{name}: {text:?}"))

@@ -19,6 +19,8 @@ pub struct ProcessSettings {
     pub futex_slots: Option<u32>,
     /// arch_prctl(ARCH_GET_XCOMP_PERM) of x86: extended states that it asked for leave to use, AMX, by their bit in XCR0.
     pub xstate_permission: u64,
+    /// /proc/PID/autogroup (sched(7)): the nice value of its session among others.
+    pub autogroup_nice: i32,
     /// Filters of seccomp(2) that its threads have, each once.
     pub filters: Vec<Filter>,
 }

@@ -67,6 +67,12 @@ impl Rebuilt<'_> {
             &format!("/proc/{pid}/oom_score_adj"),
             &process.oom_score_adj.to_string(),
         )?;
+        if self.parts.plan.session == Session::New && process.settings.autogroup_nice != 0 {
+            // A new session has a new group of nice value 0; one that is thaw's is not for the program to set.
+            let path = format!("/proc/{pid}/autogroup");
+            let nice = process.settings.autogroup_nice.to_string();
+            std::fs::write(&path, &nice).with_context(|| format!("write {nice} to {path}"))?;
+        }
         let path = format!("/proc/{pid}/coredump_filter");
         let current = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
         if u32::from_str_radix(current.trim(), 16).ok() != Some(process.coredump_filter) {

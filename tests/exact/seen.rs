@@ -43,6 +43,10 @@ impl Seen {
         match treatment {
             Treatment::Differs(_) => {}
             Treatment::Same => self.add(name, read(path)),
+            Treatment::LastWord => self.add(
+                name,
+                read(path).split_whitespace().last().unwrap_or_default().to_owned(),
+            ),
             Treatment::Link => self.add(name, link(path)),
             Treatment::Fields(table) => self.fields(name, &read(path), table),
             Treatment::Numbered(table) => self.numbered(name, &read(path), table),

@@ -10,6 +10,9 @@ pub fn of_process(settings: &ProcessSettings) -> Vec<String> {
         format!("PR_SET_THP_DISABLE {:#x}", settings.thp_disable)
     });
     add(settings.mdwe != 0, &|| format!("PR_SET_MDWE {:#x}", settings.mdwe));
+    add(settings.autogroup_nice != 0, &|| {
+        format!("nice {} of its session", settings.autogroup_nice)
+    });
     add(settings.memory_merge, &|| "PR_SET_MEMORY_MERGE".into());
     add(settings.membarrier != 0, &|| {
         format!("membarrier {}", membarrier(settings.membarrier))
