@@ -162,10 +162,11 @@ fn a_program_at_its_limit_of_processes_stands_still_and_is_told_so() {
     }
     let mut command = build::fixture("snapshot/consistent.c");
     // A user without any other process, since all of a user count; and the threads that the program has.
-    command.current_dir("/").uid(64917).gid(64917);
+    let user = 100_000 + std::process::id();
+    command.current_dir("/").uid(user).gid(user);
     // SAFETY: setrlimit(2) is async-signal-safe.
     unsafe { command.pre_exec(|| Ok(setrlimit(Resource::RLIMIT_NPROC, 6, 6)?)) };
-    stands_still(&mut command, |_| "RLIMIT_NPROC");
+    stands_still(&mut command, |_| "RLIMIT_NPROC", || {});
 }
 
 #[test]
@@ -177,11 +178,14 @@ fn a_program_in_a_full_control_group_stands_still_and_is_told_so() {
     if fs::create_dir(&group).is_err() {
         return skipped("there is no pids controller of version 1 here");
     }
-    stands_still(&mut build::fixture("snapshot/consistent.c"), |pid| {
+    let fill = |pid: i32| {
         fs::write(group.join("cgroup.procs"), pid.to_string()).expect("the group takes it");
         fs::write(group.join("pids.max"), "1").expect("the group takes a limit");
         "pids.max"
-    });
+    };
+    // A thaw joins the group again.
+    let make_room = || fs::write(group.join("pids.max"), "max").expect("the group takes a limit");
+    stands_still(&mut build::fixture("snapshot/consistent.c"), fill, make_room);
     fs::remove_dir(&group).expect("it is empty again");
 }
 
@@ -195,16 +199,19 @@ fn a_program_without_memory_left_stands_still_and_is_told_so() {
     if fs::create_dir(&group).is_err() {
         return skipped("there is no memory controller of version 1 here");
     }
-    stands_still(&mut build::fixture("snapshot/consistent.c"), |pid| {
+    let fill = |pid: i32| {
         fs::write(group.join("cgroup.procs"), pid.to_string()).expect("the group takes it");
         fs::write(group.join("memory.limit_in_bytes"), "4M").expect("the group takes a limit");
         "its control group"
-    });
+    };
+    // A thaw joins the group again.
+    let make_room = || fs::write(group.join("memory.limit_in_bytes"), "-1").expect("the group takes a limit");
+    stands_still(&mut build::fixture("snapshot/consistent.c"), fill, make_room);
     fs::remove_dir(&group).expect("it is empty again");
 }
 
 /// Where no copy can be made, the image is made all the same, and a line says why it took so long.
-fn stands_still(command: &mut Command, hinder: impl FnOnce(i32) -> &'static str) {
+fn stands_still(command: &mut Command, hinder: impl FnOnce(i32) -> &'static str, relieve: impl FnOnce()) {
     let dir = scratch();
     let image = dir.path().join("app.img");
     let mut program = Program::start(command);
@@ -218,6 +225,7 @@ fn stands_still(command: &mut Command, hinder: impl FnOnce(i32) -> &'static str)
     );
     program.signal(Signal::SIGUSR1);
     program.expect_pass();
+    relieve();
     let thawed = Program::thaw(&image, pid);
     thawed.signal(Signal::SIGUSR1);
     thawed.expect_pass();
@@ -304,6 +312,21 @@ fn the_copy_holds_nothing_but_memory() {
     assert_eq!(oom, "1000\n");
     stuck.image();
     assert_eq!(children(program.pid), Vec::<i32>::new());
+    program.signal(Signal::SIGUSR1);
+    program.expect_pass();
+}
+
+#[test]
+fn a_second_freeze_waits_for_the_first() {
+    let program = ready("snapshot/consistent.c");
+    let stuck = Stuck::of(program.pid);
+    let dir = scratch();
+    let image = dir.path().join("app.img");
+    let second = try_snapshot(program.pid, &image);
+    assert_eq!(second.status.code(), Some(3));
+    assert!(stderr(&second).contains("another freeze"), "{}", stderr(&second));
+    stuck.image();
+    snapshot(program.pid, &image);
     program.signal(Signal::SIGUSR1);
     program.expect_pass();
 }

@@ -6,6 +6,8 @@ use crate::collect::{Area, Facts, Found, Populated, Relative, Sandbox, ThreadFac
 use crate::image::state::File;
 use crate::refusal::Refusal;
 
+/// What `tracer::MemoryCopy` calls itself.
+const COPY: &str = "cryopod-copy";
 pub const CLOSE: &str = "let the program close what it belongs to first";
 
 /// All but mappings, the executable and descriptors.
@@ -37,7 +39,13 @@ impl Refusals {
     fn relatives(&mut self, facts: &Facts) {
         for child in &facts.surroundings.children {
             let name = named("child", child);
-            if child.is_zombie {
+            if child.name == COPY {
+                self.add(
+                    name,
+                    "is a copy of it that another freeze writes into an image",
+                    "wait until that is done",
+                );
+            } else if child.is_zombie {
                 self.add(
                     name,
                     "has ended and waits for its parent to ask how, which cryopod does not carry yet",
