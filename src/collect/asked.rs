@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 
+use super::policies::Candidates;
 use super::speculation;
 use crate::image::state::{MemoryPolicy, ProcessSettings};
 use crate::image::state::{PosixTimer, SigAltStack, SignalAction, TimerTime};
@@ -47,7 +48,7 @@ pub struct Questions<'a> {
     /// Their times are filled in.
     pub timers: &'a mut [PosixTimer],
     /// Where mappings begin that may have a memory policy.
-    pub mappings: Vec<u64>,
+    pub mappings: Candidates,
     /// In the order of the threads: what /proc/TID/status tells of speculation control.
     pub speculation: Vec<[Option<u32>; 3]>,
     /// Whether the CPU can make the instruction CPUID raise a signal.
@@ -123,7 +124,10 @@ fn ask_process(remote: &mut Remote<'_>, questions: &mut Questions<'_>, untold: &
         timer.overrun = remote.timer_getoverrun(timer.id)?;
     }
     let mut memory_policies = HashMap::new();
-    for &address in &questions.mappings {
+    if let Err(note) = &questions.mappings {
+        untold.0.push(note.clone());
+    }
+    for &address in questions.mappings.iter().flatten() {
         if let Some(policy) = untold.or(remote.memory_policy(Some(address)), None)? {
             memory_policies.insert(address, policy);
         }

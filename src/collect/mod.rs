@@ -148,6 +148,8 @@ fn threads(
         dir,
         process,
         control_groups: control_groups::control_groups(dir)?,
+        security_label: labels::security_label(dir)?,
+        login_uid: labels::login_uid(dir)?,
     };
     let mut answers = answers.into_iter();
     let each = process.threads().iter().zip(restrictions);

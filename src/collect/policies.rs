@@ -1,26 +1,48 @@
 //! Which mappings may have a memory policy of their own (mbind(2)): the process is asked about these.
 
-use anyhow::{Context, Result};
+use anyhow::Context;
 
 use super::proc::ProcDir;
 
 /// numa_maps looks at every page: some 5 ms for 1 GiB of small pages, where a question costs 10 µs.
 const PAGES_PER_QUESTION: u64 = 500;
+/// So many pages are looked at faster than maps is read to count the mappings.
+const FEW_PAGES: u64 = 8192;
+/// Two microseconds each is what numa_maps takes at least.
+const MANY_MAPPINGS: usize = 5000;
 
-/// Where the mappings begin. What numa_maps shows is the thread's policy where a mapping has none (show_numa_map(),
-/// fs/proc/task_mmu.c), and not to the letter what was set; so it only tells whom to ask. Where reading it would take longer than asking
-/// about each mapping, all are asked about.
-pub fn candidates(dir: &ProcDir) -> Result<Vec<u64>> {
-    let maps = dir.text("maps")?;
-    let all = maps.lines().filter(|line| !is_kernels(line)).map(address);
-    let all = all.collect::<Result<Vec<u64>>>().context("maps")?;
+/// Where mappings begin that are to be asked about, or a note for people that none are.
+pub type Candidates = Result<Vec<u64>, String>;
+
+/// What numa_maps shows is the thread's policy where a mapping has none (show_numa_map(), fs/proc/task_mmu.c), and not to the letter what
+/// was set; so it only tells whom to ask. Where reading it would take longer than asking about each mapping, all are asked about; and
+/// where there are very many, on a machine of one node, on which no policy has an effect, none.
+pub fn candidates(dir: &ProcDir) -> anyhow::Result<Candidates> {
     let resident = resident_pages(&dir.text("statm")?).context("statm")?;
-    if resident > all.len() as u64 * PAGES_PER_QUESTION {
-        return Ok(all);
+    if resident > FEW_PAGES {
+        let maps = dir.text("maps")?;
+        let all = maps.lines().filter(|line| !is_kernels(line)).map(address);
+        let all = all.collect::<anyhow::Result<Vec<u64>>>().context("maps")?;
+        if all.len() > MANY_MAPPINGS && has_one_node() {
+            let count = all.len();
+            return Ok(Err(format!(
+                "memory policies (mbind(2)) of its {count} mappings are not carried: this machine has one node, where they have no effect"
+            )));
+        }
+        if resident > all.len() as u64 * PAGES_PER_QUESTION {
+            return Ok(Ok(all));
+        }
     }
     // Without CONFIG_NUMA there is no such file, and no policy.
     let text = dir.read_if_any("numa_maps")?.unwrap_or_default();
-    with_policy(&String::from_utf8_lossy(&text)).context("numa_maps")
+    with_policy(&String::from_utf8_lossy(&text))
+        .context("numa_maps")
+        .map(Ok)
+}
+
+fn has_one_node() -> bool {
+    let nodes = std::fs::read_to_string("/sys/devices/system/node/online").unwrap_or_default();
+    matches!(nodes.trim(), "" | "0")
 }
 
 /// `[vdso]` and the like have none, and `[vsyscall]` is no mapping.
@@ -28,7 +50,7 @@ fn is_kernels(line: &str) -> bool {
     line.ends_with(']') && line.rsplit_once(" [v").is_some()
 }
 
-fn address(line: &str) -> Result<u64> {
+fn address(line: &str) -> anyhow::Result<u64> {
     let end = line.find(['-', ' ']).with_context(|| format!("line {line:?}"))?;
     u64::from_str_radix(&line[..end], 16).with_context(|| format!("line {line:?}"))
 }
@@ -39,7 +61,7 @@ fn resident_pages(statm: &str) -> Option<u64> {
 }
 
 /// `7f6a4f1f4000 bind:1 anon=3 dirty=3 …`
-fn with_policy(numa_maps: &str) -> Result<Vec<u64>> {
+fn with_policy(numa_maps: &str) -> anyhow::Result<Vec<u64>> {
     let has_policy = |line: &&str| line.split(' ').nth(1).is_some_and(|policy| policy != "default");
     numa_maps.lines().filter(has_policy).map(address).collect()
 }

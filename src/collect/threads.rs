@@ -113,6 +113,9 @@ pub struct Look<'a> {
     pub process: &'a StoppedProcess,
     /// Of the first thread.
     pub control_groups: Vec<ControlGroup>,
+    pub security_label: Vec<u8>,
+    /// Logging in is done before there are threads (pam_loginuid(8)).
+    pub login_uid: u32,
 }
 
 impl Look<'_> {
@@ -155,8 +158,12 @@ impl Look<'_> {
                 dispatch,
                 filters: Vec::new(),
                 control_groups: self.own_control_groups(tid, &dir)?,
-                security_label: labels::security_label(&dir)?,
-                login_uid: labels::login_uid(&dir)?,
+                // Where the first has none there is no security module that gives any.
+                security_label: match self.security_label.is_empty() {
+                    true => Vec::new(),
+                    false => labels::security_label(&dir)?,
+                },
+                login_uid: self.login_uid,
             },
             timed_wait,
         };

@@ -24,17 +24,6 @@ impl Rebuilt<'_> {
                 errno.desc()
             ));
         }
-        let others = process
-            .threads
-            .iter()
-            .filter(|thread| thread.settings.login_uid != wanted);
-        notes.extend(others.map(|thread| {
-            let (was, is) = (shown(thread.settings.login_uid), shown(wanted));
-            format!(
-                "the login id of thread {} was {was} and is {is}, that of the first thread",
-                thread.tid
-            )
-        }));
         Ok(notes)
     }
 
