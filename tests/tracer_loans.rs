@@ -251,6 +251,22 @@ fn the_answers_are_true() {
     assert!(thread.robust_list().unwrap().is_some() && thread.before_stop.exec_start_ns.is_some());
 }
 
+/// Before Linux 6.3 registrations are told by the barriers that work.
+#[test]
+fn registrations_are_found_without_the_command_that_tells_them() {
+    let target = Target::start(build::fixture("threads/membarrier.c"));
+    if let Some(why) = target.line.strip_prefix("SKIP ") {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let mut process = seize(target.pid()).expect("it is ours");
+    let mut remote = Remote::borrow(&mut process, 0).expect("a loan begins");
+    let told = remote.membarrier_registrations().expect("it answers");
+    assert_ne!(told & 1 << 4, 0, "{told:#x}");
+    assert_eq!(remote.membarriers_that_work().expect("they answer"), told);
+    remote.give_back().expect("the loan ends");
+}
+
 #[test]
 fn pending_signals_are_seen_in_both_queues() {
     let target = Target::start(build::fixture("freezer/known.c"));
