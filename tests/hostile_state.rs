@@ -177,6 +177,30 @@ const LIES: &[Lie] = &[
     ("clock offsets at the end of time", |s| {
         (s.clocks.monotonic_offset_ns, s.clocks.boottime_offset_ns) = (i64::MIN, i64::MAX);
     }),
+    ("a membarrier command that does not exist", |s| {
+        process(s).settings.membarrier = 1 << 31
+    }),
+    ("a memory policy that does not exist", |s| {
+        process(s).threads[1].settings.memory_policy = Some(cryopod::image::state::MemoryPolicy {
+            mode: 77,
+            nodes: vec![1],
+        });
+    }),
+    ("a dispatch that does not exist", |s| {
+        process(s).threads[1].settings.dispatch = Some(cryopod::image::state::Dispatch {
+            mode: 9,
+            selector: 1,
+            offset: 2,
+            len: 3,
+        });
+    }),
+    ("a filter that is no program", |s| {
+        process(s).settings.filters = vec![cryopod::image::state::Filter {
+            flags: 0,
+            instructions: vec![0xff; 16],
+        }];
+        process(s).threads[1].settings.filters = vec![0];
+    }),
     ("dumpable 9", |s| process(s).dumpable = 9),
     ("an oom_score_adj of its own", |s| process(s).oom_score_adj = i32::MIN),
     ("a parent-death signal 99", |s| process(s).threads[1].pdeath_signal = 99),

@@ -77,6 +77,10 @@ fn check_process(process: &Process, snapshot: &Snapshot, header: &Header) -> Che
     ensure((process.fd_table as usize) < snapshot.fd_tables.len(), || {
         format!("its descriptors are table {}", process.fd_table)
     })?;
+    // SUID_DUMP_DISABLE, SUID_DUMP_USER, SUID_DUMP_ROOT (proc_sys_fs(5), suid_dumpable).
+    ensure(process.dumpable <= 2, || {
+        format!("its dumpable attribute is {}", process.dumpable)
+    })?;
     check_name(&process.cwd, "its directory")?;
     check_name(&process.root, "its root")?;
     check_memory(&process.memory, snapshot, header)?;

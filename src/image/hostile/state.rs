@@ -66,6 +66,7 @@ const FORGERIES: &[Forgery] = &[
     (|s| s.processes[0].threads[1].pending.push(SigInfo(vec![0; 127])), "takes 127 bytes"),
     (|s| s.processes[0].signal_actions[0].signal = 65, "it handles signal 65"),
     (|s| s.processes[0].posix_timers[0].tid = 1, "signals thread 1"),
+    (|s| s.processes[0].dumpable = 9, "its dumpable attribute is 9"),
     (|s| s.processes[0].cwd = b"/a\0b".to_vec(), "the name of its directory has a zero"),
     (|s| s.processes[0].memory.vmas.swap(0, 1), "is out of order"),
     (|s| s.processes[0].memory.vmas[0].end = LIBRARY + PAGE, "is out of order"),
