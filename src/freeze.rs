@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::arch;
-use crate::collect::{self, Collected, Facts, Pages, ProcDir, Relative, Source};
+use crate::collect::{self, Collected, Facts, Pages, ProcDir, Source};
 use crate::describe::{self, Described};
 use crate::image::pages::PageSource;
 use crate::image::write::{self, Compression, Written};
@@ -65,11 +65,7 @@ pub struct Report {
 
 pub fn freeze(pid: i32, mut output: Output, options: &Options<'_>) -> Result<Report> {
     let cancelled = cancel_on(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).context("sigaction")?;
-    let Begun {
-        mut process,
-        tracees,
-        note,
-    } = match options.afterwards {
+    let Begun { mut process, note } = match options.afterwards {
         Afterwards::KeepRunning => match while_running::begin(pid, &output, options.observer)? {
             Start::Cut(cut) => return write_cut(pid, *cut, output, options, cancelled),
             Start::StandsStill(begun) => begun,
@@ -77,7 +73,7 @@ pub fn freeze(pid: i32, mut output: Output, options: &Options<'_>) -> Result<Rep
         Afterwards::End | Afterwards::LeaveStopped => Begun::seize(pid, options.observer)?,
     };
     let was_stopped = process.group_stop().is_some();
-    let recorded = record(&mut process, tracees, &mut output, options, cancelled);
+    let recorded = record(&mut process, &mut output, options, cancelled);
     let complete = recorded.and_then(|recorded| output.commit(options.sync).map(|()| recorded));
     let (written, described) = match complete {
         Ok(recorded) => recorded,
@@ -105,19 +101,14 @@ pub fn freeze(pid: i32, mut output: Output, options: &Options<'_>) -> Result<Rep
 /// A process that stands still until its image is written.
 struct Begun {
     process: StoppedProcess,
-    tracees: Vec<Relative>,
     /// Why, where it was to run on.
     note: Option<String>,
 }
 
 impl Begun {
     fn seize(pid: i32, observer: &dyn Observer) -> Result<Self> {
-        let (process, tracees) = seize(pid, observer)?;
-        Ok(Begun {
-            process,
-            tracees,
-            note: None,
-        })
+        let process = seize(pid, observer)?;
+        Ok(Begun { process, note: None })
     }
 }
 
@@ -155,9 +146,9 @@ pub struct Look {
 
 /// A freeze without an image: the process stops for a look and goes on.
 pub fn look(pid: i32, observer: &dyn Observer) -> Result<Look> {
-    let (mut process, tracees) = seize(pid, observer)?;
+    let mut process = seize(pid, observer)?;
     let begin = Instant::now();
-    let collected = collect(&mut process, tracees, Pages::Now, observer);
+    let collected = collect(&mut process, Pages::Now, observer);
     let described = match collected.and_then(|collected| describe(collected.facts, observer)) {
         Ok(described) => described,
         Err(error) => return Err(let_go(process, error)),
@@ -173,43 +164,34 @@ pub fn look(pid: i32, observer: &dyn Observer) -> Result<Look> {
 
 fn record(
     process: &mut StoppedProcess,
-    tracees: Vec<Relative>,
     output: &mut Output,
     options: &Options<'_>,
     cancelled: &AtomicBool,
 ) -> Result<(Written, Described)> {
-    let Collected { facts, objects, .. } = collect(process, tracees, Pages::Now, options.observer)?;
+    let Collected { facts, objects, .. } = collect(process, Pages::Now, options.observer)?;
     let described = describe(facts, options.observer)?;
     let source = Source::new(process.memory(), objects);
     let written = encode(&described, &source, output, options, cancelled)?;
     Ok((written, described))
 }
 
-/// Beforehand, who the process traces: that takes a pass over all of /proc, which the process need not spend stopped.
-fn seize(pid: i32, observer: &dyn Observer) -> Result<(StoppedProcess, Vec<Relative>)> {
+fn seize(pid: i32, observer: &dyn Observer) -> Result<StoppedProcess> {
     observer.step("seize");
     try_seize(pid).with_context(|| format!("cannot freeze pid {pid}"))
 }
 
-fn try_seize(pid: i32) -> Result<(StoppedProcess, Vec<Relative>)> {
-    let dir = ProcDir::by_pid(pid).ok();
-    if dir.as_ref().is_some_and(collect::is_frozen) {
+fn try_seize(pid: i32) -> Result<StoppedProcess> {
+    if ProcDir::by_pid(pid).is_ok_and(|dir| collect::is_frozen(&dir)) {
         let reason = "is in a control group that is frozen, so that it cannot be stopped";
         let remedy = "thaw the group first (cgroup.freeze, freezer.state)";
         return Err(Refused::from(Refusal::new(pid, "the process", reason, remedy)).into());
     }
-    let tracees = dir.map_or(Ok(Vec::new()), |dir| collect::tracees(&dir))?;
-    Ok((tracer::seize(Pid::from_raw(pid))?, tracees))
+    tracer::seize(Pid::from_raw(pid))
 }
 
-fn collect(
-    process: &mut StoppedProcess,
-    tracees: Vec<Relative>,
-    pages: Pages<'_>,
-    observer: &dyn Observer,
-) -> Result<Collected> {
+fn collect(process: &mut StoppedProcess, pages: Pages<'_>, observer: &dyn Observer) -> Result<Collected> {
     observer.step("collect");
-    collect::collect(process, tracees, pages).context("collect")
+    collect::collect(process, pages).context("collect")
 }
 
 fn describe(facts: Facts, observer: &dyn Observer) -> Result<Described> {

@@ -29,10 +29,44 @@ pub fn close_others_at_exec() -> std::io::Result<()> {
     Ok(())
 }
 
+/// All that is left to read. For files of /proc, which tell no size: a few reads, where `Read::read_to_end` asks for the size and the
+/// place, and begins with 32 bytes.
+pub fn read_whole(file: impl AsFd) -> nix::Result<Vec<u8>> {
+    let mut bytes = vec![0; 4096];
+    let mut len = 0;
+    loop {
+        match nix::unistd::read(file.as_fd(), &mut bytes[len..]) {
+            Ok(0) => break,
+            Ok(read) => len += read,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        if bytes.len() - len < 2048 {
+            bytes.resize(2 * bytes.len(), 0);
+        }
+    }
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
 /// Starts writing the dirty pages of a range of a file to the disk, without waiting (sync_file_range(2)).
 pub fn start_writeback(file: impl AsFd, offset: u64, len: u64) -> nix::Result<()> {
     let fd = file.as_fd().as_raw_fd();
     // SAFETY: the call takes numbers only.
     let rc = unsafe { libc::sync_file_range(fd, offset as i64, len as i64, libc::SYNC_FILE_RANGE_WRITE) };
     Errno::result(rc).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_file_of_any_length_is_read_whole() {
+        for len in [0, 1, 2047, 2048, 2049, 4096, 100_000] {
+            let mut file = tempfile::tempfile().unwrap();
+            let content: Vec<u8> = (0..len).map(|at| at as u8).collect();
+            std::io::Write::write_all(&mut file, &content).unwrap();
+            std::io::Seek::rewind(&mut file).unwrap();
+            assert_eq!(super::read_whole(&file).unwrap(), content);
+        }
+    }
 }

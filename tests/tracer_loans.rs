@@ -248,7 +248,30 @@ fn the_answers_are_true() {
     let thread = &process.threads()[0];
     assert_eq!(thread.regs().syscall_number(), Some(libc::SYS_pause as u64));
     assert_eq!(thread.regs().result(), -514);
-    assert!(thread.robust_list().unwrap().is_some() && thread.before_stop.exec_start_ns.is_some());
+    assert!(thread.robust_list().unwrap().is_some());
+}
+
+#[test]
+fn only_a_thread_in_a_timed_call_is_looked_at_before_the_stop() {
+    let target = Target::start(build::fixture("blocked/nanosleep.c"));
+    // READY is said by the other thread, which then has its way to go.
+    let tasks = format!("/proc/{}/task", target.pid());
+    let waits = |task: std::fs::DirEntry| {
+        let call = std::fs::read_to_string(task.path().join("syscall")).unwrap_or_default();
+        call.starts_with(&format!("{} ", libc::SYS_rt_sigtimedwait))
+    };
+    while !std::fs::read_dir(&tasks).expect("its threads").flatten().any(waits) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let process = seize(target.pid()).expect("it can be seized");
+    let looked_at = |number: i64| {
+        let mut threads = process.threads().iter();
+        let thread = threads.find(|thread| thread.regs().syscall_number() == Some(number as u64));
+        thread.map(|thread| (thread.before_stop.exec_start_ns.is_some(), thread.slept_ns.is_some()))
+    };
+    // nanosleep(3) is clock_nanosleep(2) by now; the other thread waits for a signal without an end.
+    assert_eq!(looked_at(libc::SYS_clock_nanosleep), Some((true, true)));
+    assert_eq!(looked_at(libc::SYS_rt_sigtimedwait), Some((false, false)));
 }
 
 /// Before Linux 6.3 registrations are told by the barriers that work.

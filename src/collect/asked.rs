@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result};
+use nix::unistd::Pid;
 
 use super::policies::Candidates;
 use super::speculation;
 use crate::image::state::{MemoryPolicy, ProcessSettings};
 use crate::image::state::{PosixTimer, SigAltStack, SignalAction, TimerTime};
 use crate::refusal::{Refusal, Refused};
-use crate::tracer::{self, Remote, StoppedProcess};
+use crate::tracer::{self, Remote, StoppedProcess, StoppedThread};
 
 /// Answers of the process as a whole.
 #[derive(Debug, Default)]
@@ -23,6 +24,8 @@ pub struct Answers {
     pub memory_policies: HashMap<u64, MemoryPolicy>,
     /// What could not be asked, for people.
     pub untold: Vec<String>,
+    /// It has no children, and traces nobody.
+    pub waits_for_nobody: bool,
     pub signal_actions: Vec<SignalAction>,
     pub interval_timers: [TimerTime; 3],
     /// In the order of the threads.
@@ -57,36 +60,40 @@ pub struct Questions<'a> {
 
 /// Asks the first thread about the process, and each about itself.
 pub fn ask(process: &mut StoppedProcess, mut questions: Questions<'_>) -> Result<Answers> {
-    let mut answers = Answers::default();
-    let mut first_speculation = [0; 3];
+    let pid = process.pid().as_raw();
+    let tids: Vec<_> = process.threads().iter().map(StoppedThread::tid).collect();
+    let mut remote = Remote::borrow(process, 0).map_err(|error| cannot_borrow(pid, error))?;
+    let asked = ask_all(&mut remote, &tids, &mut questions);
+    // Whatever came of it, the thread gets its registers back.
+    remote.give_back().context("give a thread its registers back")?;
+    asked
+}
+
+fn ask_all(remote: &mut Remote<'_>, tids: &[Pid], questions: &mut Questions<'_>) -> Result<Answers> {
+    let pid = tids[0].as_raw();
     let mut untold = Untold::default();
-    let mut of_threads = Vec::with_capacity(process.threads().len());
-    for index in 0..process.threads().len() {
-        let tid = process.threads()[index].tid();
-        let pid = process.pid().as_raw();
-        let mut remote = Remote::borrow(process, index).map_err(|error| cannot_borrow(pid, error))?;
+    let known = speculation::known(&questions.speculation[0], 0, [0; 3]);
+    let cpuid_may_fault = questions.cpuid_may_fault;
+    let asked = remote.at_once(|remote| {
+        let of_thread = ask_thread(remote, known, cpuid_may_fault, &mut untold)?;
+        let mut answers = ask_process(remote, questions, &mut untold)?;
+        answers.threads.push(of_thread);
+        Ok(answers)
+    });
+    let mut answers = asked
+        .map_err(|error| cannot_ask(pid, error))
+        .context("ask the process")?;
+    let first_speculation = answers.threads[0].speculation;
+    for (index, tid) in tids.iter().enumerate().skip(1) {
+        remote.pass_on(index).map_err(|error| cannot_borrow(pid, error))?;
         let known = speculation::known(&questions.speculation[index], index, first_speculation);
-        let of_thread = ask_thread(&mut remote, known, questions.cpuid_may_fault, &mut untold);
-        let of_thread = of_thread.map_err(|error| cannot_ask(pid, error));
-        let of_process = match index {
-            0 => ask_process(&mut remote, &mut questions, &mut untold)
-                .map_err(|error| cannot_ask(pid, error))
-                .map(Some),
-            _ => Ok(None),
-        };
-        // Whatever came of it, the thread gets its registers back.
-        remote
-            .give_back()
-            .with_context(|| format!("give thread {tid} its registers back"))?;
-        let of_thread = of_thread.with_context(|| format!("ask thread {tid}"))?;
-        if index == 0 {
-            first_speculation = of_thread.speculation;
-        }
-        of_threads.push(of_thread);
-        answers = of_process.context("ask the process")?.unwrap_or(answers);
+        let asked = remote.at_once(|remote| ask_thread(remote, known, cpuid_may_fault, &mut untold));
+        let of_thread = asked.map_err(|error| cannot_ask(pid, error));
+        answers
+            .threads
+            .push(of_thread.with_context(|| format!("ask thread {tid}"))?);
     }
     Ok(Answers {
-        threads: of_threads,
         untold: untold.0,
         ..answers
     })
@@ -116,6 +123,14 @@ fn ask_thread(
         speculation,
         memory_policy: untold.or(remote.memory_policy(None), None)?,
     })
+}
+
+/// Whom a process waits for that may not be asked is found out otherwise.
+fn waits_for_somebody(remote: &mut Remote<'_>) -> tracer::Result<bool> {
+    match remote.waits_for_somebody() {
+        Err(tracer::Error::Forbidden { .. }) => Ok(true),
+        other => other,
+    }
 }
 
 fn ask_process(remote: &mut Remote<'_>, questions: &mut Questions<'_>, untold: &mut Untold) -> tracer::Result<Answers> {
@@ -148,6 +163,7 @@ fn ask_process(remote: &mut Remote<'_>, questions: &mut Questions<'_>, untold: &
         has_ldt: untold.or(remote.has_ldt(), false)?,
         memory_policies,
         untold: Vec::new(),
+        waits_for_nobody: !waits_for_somebody(remote)?,
         signal_actions: signal_actions(remote)?,
         interval_timers: [remote.getitimer(0)?, remote.getitimer(1)?, remote.getitimer(2)?],
         threads: Vec::new(),

@@ -95,11 +95,11 @@ fn describe(path: &[u8], stat: &FileStat) -> File {
 /// NT_GNU_BUILD_ID of an ELF file. A file that we may not read, or that is no ELF, has none: size and time must do then.
 pub fn build_id(path: &Path) -> Option<Vec<u8>> {
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
-    let file = Opened::from(open(path, flags, Mode::empty()).ok()?);
-    let header = Elf::parse_header(&at(&file, 0, 64)?).ok()?;
+    let file = Start::of(open(path, flags, Mode::empty()).ok()?.into())?;
+    let header = Elf::parse_header(&file.at(0, 64)?).ok()?;
     let context = goblin::container::Ctx::new(header.container().ok()?, header.endianness().ok()?);
     let table_len = usize::from(header.e_phnum) * usize::from(header.e_phentsize);
-    let table = at(&file, header.e_phoff, table_len)?;
+    let table = file.at(header.e_phoff, table_len)?;
     let segments = ProgramHeader::parse(&table, 0, usize::from(header.e_phnum), context).ok()?;
     segments
         .iter()
@@ -107,8 +107,8 @@ pub fn build_id(path: &Path) -> Option<Vec<u8>> {
         .find_map(|segment| build_id_note(&file, segment, context))
 }
 
-fn build_id_note(file: &Opened, segment: &ProgramHeader, context: goblin::container::Ctx) -> Option<Vec<u8>> {
-    let data = at(file, segment.p_offset, usize::try_from(segment.p_filesz).ok()?)?;
+fn build_id_note(file: &Start, segment: &ProgramHeader, context: goblin::container::Ctx) -> Option<Vec<u8>> {
+    let data = file.at(segment.p_offset, usize::try_from(segment.p_filesz).ok()?)?;
     let alignment = usize::try_from(segment.p_align).ok()?.max(4);
     let notes = note::NoteDataIterator {
         data: &data,
@@ -125,10 +125,32 @@ fn build_id_note(file: &Opened, segment: &ProgramHeader, context: goblin::contai
 /// What an ELF header may ask us to read: notes and program headers are small.
 const MOST: usize = 1 << 16;
 
-fn at(file: &Opened, offset: u64, len: usize) -> Option<Vec<u8>> {
-    let mut bytes = vec![0; len.min(MOST)];
-    file.read_exact_at(&mut bytes, offset).ok()?;
-    Some(bytes)
+/// A file with its first page, which usually holds all that is asked for.
+struct Start {
+    file: Opened,
+    bytes: Vec<u8>,
+}
+
+impl Start {
+    fn of(file: Opened) -> Option<Self> {
+        let mut bytes = vec![0; 4096];
+        let len = file.read_at(&mut bytes, 0).ok()?;
+        bytes.truncate(len);
+        Some(Start { file, bytes })
+    }
+
+    fn at(&self, offset: u64, len: usize) -> Option<Vec<u8>> {
+        let len = len.min(MOST);
+        let known = usize::try_from(offset)
+            .ok()
+            .and_then(|at| self.bytes.get(at..)?.get(..len));
+        if let Some(known) = known {
+            return Some(known.to_vec());
+        }
+        let mut bytes = vec![0; len];
+        self.file.read_exact_at(&mut bytes, offset).ok()?;
+        Some(bytes)
+    }
 }
 
 #[cfg(test)]

@@ -71,7 +71,10 @@ pub fn areas_without_flags(dir: &ProcDir) -> Result<Vec<Area>> {
 
 fn parse(text: &[u8]) -> Result<Vec<Area>> {
     let mut areas: Vec<Area> = Vec::new();
-    for line in text.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
+    for line in text
+        .split(|&b| b == b'\n')
+        .filter(|line| !line.is_empty() && !is_of_no_interest(line))
+    {
         let shown = || format!("line {:?}", String::from_utf8_lossy(line));
         // A line of a mapping begins with a hexadecimal number in lower case, the others with a capital.
         if line[0].is_ascii_uppercase() {
@@ -82,6 +85,14 @@ fn parse(text: &[u8]) -> Result<Vec<Area>> {
         }
     }
     Ok(areas)
+}
+
+/// Most of the twenty lines of each mapping, which are as soon told apart as read.
+fn is_of_no_interest(line: &[u8]) -> bool {
+    line[0].is_ascii_uppercase()
+        && ![&b"Rss:"[..], b"ProtectionKey:", b"Swap:", b"VmFlags:"]
+            .iter()
+            .any(|key| line.starts_with(key))
 }
 
 /// `5609a494c000-5609a4951000 r-xp 00002000 fe:00 247030                     /usr/bin/cat`

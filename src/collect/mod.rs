@@ -60,7 +60,7 @@ pub use proc::ProcDir;
 pub use scheduling::scheduling;
 pub use source::Source;
 pub use status::Status;
-pub use surroundings::{Relative, Surroundings, tracees};
+pub use surroundings::{Relative, Surroundings};
 pub use task_flags::TaskFlags;
 
 /// Facts, and descriptors to read the content of shared objects.
@@ -84,12 +84,11 @@ pub enum Pages<'a> {
     InCopy(Option<&'a Beforehand>),
 }
 
-/// `tracees` were looked for before the process was stopped.
-pub fn collect(process: &mut StoppedProcess, tracees: Vec<Relative>, pages: Pages<'_>) -> Result<Collected> {
+pub fn collect(process: &mut StoppedProcess, pages: Pages<'_>) -> Result<Collected> {
     let dir = ProcDir::of(process.proc()).context("duplicate /proc/PID")?;
     let clocks = clocks::clocks(&dir)?;
     let each = 0..process.threads().len();
-    let restrictions = each.map(|index| Restrictions::of(&dir, process, index));
+    let restrictions = each.map(|index| Restrictions::of(process, index));
     let restrictions = restrictions.collect::<Result<Vec<_>>>()?;
     let mut timers = timers::posix_timers(&dir)?;
     for index in 0..process.threads().len() {
@@ -112,6 +111,11 @@ pub fn collect(process: &mut StoppedProcess, tracees: Vec<Relative>, pages: Page
             asked::ask(process, questions)?
         }
         false => Answers::default(),
+    };
+    // The look costs a pass over all of /proc.
+    let tracees = match answers.waits_for_nobody {
+        true => Vec::new(),
+        false => surroundings::tracees(&dir)?,
     };
     // From here on nothing of the process changes: a loan may have let a signal in.
     let threads = threads(process, &dir, restrictions, std::mem::take(&mut answers.threads))?;
@@ -150,6 +154,7 @@ fn threads(
         control_groups: control_groups::control_groups(dir)?,
         security_label: labels::security_label(dir)?,
         login_uid: labels::login_uid(dir)?,
+        namespaces: surroundings::Namespaces::own()?,
     };
     let mut answers = answers.into_iter();
     let each = process.threads().iter().zip(restrictions);
@@ -233,7 +238,8 @@ pub fn pages_of_copy(copy: BorrowedFd<'_>, mappings: &[Later]) -> Result<Vec<Pop
 }
 
 fn kernel_areas() -> Result<Vec<Area>> {
-    let mut areas = memory::areas(&ProcDir::by_pid(std::process::id() as i32).context("open /proc/self")?)?;
+    let own = ProcDir::by_pid(std::process::id() as i32).context("open /proc/self")?;
+    let mut areas = memory::areas_without_flags(&own)?;
     areas.retain(objects::is_kernel);
     Ok(areas)
 }

@@ -1,7 +1,7 @@
 //! Files below a directory of /proc, opened by that directory: it stands for one process, whatever happens to its number.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -11,6 +11,7 @@ use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 
 use crate::image::state::Name;
+use crate::sys;
 
 /// /proc/PID, or /proc/PID/task/TID. Once the process is gone, everything here fails with ESRCH.
 #[derive(Debug)]
@@ -51,20 +52,14 @@ impl ProcDir {
     }
 
     pub fn read(&self, name: &str) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        let mut file = self.open(name).with_context(|| format!("open {name}"))?;
-        file.read_to_end(&mut bytes).with_context(|| format!("read {name}"))?;
-        Ok(bytes)
+        let file = self.open(name).with_context(|| format!("open {name}"))?;
+        sys::read_whole(&file).with_context(|| format!("read {name}"))
     }
 
     /// What a kernel may not have, as a file of a build-time option: None where there is no such file.
     pub fn read_if_any(&self, name: &str) -> Result<Option<Vec<u8>>> {
         match self.open(name) {
-            Ok(mut file) => {
-                let mut bytes = Vec::new();
-                file.read_to_end(&mut bytes).with_context(|| format!("read {name}"))?;
-                Ok(Some(bytes))
-            }
+            Ok(file) => sys::read_whole(&file).with_context(|| format!("read {name}")).map(Some),
             Err(nix::Error::ENOENT) => Ok(None),
             Err(errno) => Err(errno).with_context(|| format!("open {name}")),
         }

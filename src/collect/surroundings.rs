@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 
 use super::proc::{ProcDir, all_processes};
 use super::status::Status;
+use crate::image::state::Name;
 use crate::sys::process::{self as sys, Shared};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,7 +25,7 @@ pub struct Relative {
     pub is_zombie: bool,
 }
 
-/// Looked at from outside, without stopping the process: a pass over all of /proc.
+/// A pass over all of /proc.
 pub fn tracees(process: &ProcDir) -> Result<Vec<Relative>> {
     let threads = process.numbers("task")?;
     let mut tracees = Vec::new();
@@ -71,15 +72,26 @@ pub fn relative(pid: i32) -> Relative {
 /// Of all namespaces (namespaces(7)) only that of time may be another: its offsets are part of the image.
 const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "user", "uts"];
 
+/// Our own namespaces: the links in /proc/self/ns that there are, and what each leads to.
+pub struct Namespaces(Vec<(&'static str, String, Name)>);
+
+impl Namespaces {
+    pub fn own() -> Result<Self> {
+        let own = ProcDir::by_pid(std::process::id() as i32).context("open /proc/self")?;
+        let link = |name| {
+            let link = format!("ns/{name}");
+            own.link(&link).ok().map(|ours| (name, link, ours))
+        };
+        Ok(Namespaces(NAMESPACES.into_iter().filter_map(link).collect()))
+    }
+}
+
 /// The namespaces of a thread that are not ours. Each thread has its own; a kernel without one has no such link.
-pub fn foreign_namespaces(thread: &ProcDir) -> Result<Vec<String>> {
-    let own = ProcDir::by_pid(std::process::id() as i32).context("open /proc/self")?;
+pub fn foreign_namespaces(thread: &ProcDir, own: &Namespaces) -> Result<Vec<String>> {
     let mut foreign = Vec::new();
-    for name in NAMESPACES {
-        let link = format!("ns/{name}");
-        let Ok(ours) = own.link(&link) else { continue };
-        if thread.link(&link).context("namespaces")? != ours {
-            foreign.push(name.to_owned());
+    for (name, link, ours) in &own.0 {
+        if thread.link(link).context("namespaces")? != *ours {
+            foreign.push((*name).to_owned());
         }
     }
     let entered = |name: &str| thread.link(&format!("ns/{name}")).ok();
@@ -96,6 +108,7 @@ mod tests {
     #[test]
     fn our_own_namespaces_are_ours() {
         let own = ProcDir::by_pid(std::process::id() as i32).unwrap();
-        assert_eq!(foreign_namespaces(&own).unwrap(), Vec::<String>::new());
+        let namespaces = Namespaces::own().unwrap();
+        assert_eq!(foreign_namespaces(&own, &namespaces).unwrap(), Vec::<String>::new());
     }
 }

@@ -10,7 +10,7 @@ use super::proc::ProcDir;
 use super::process;
 use super::scheduling;
 use super::status::Status;
-use super::surroundings::foreign_namespaces;
+use super::surroundings::{Namespaces, foreign_namespaces};
 use super::task_flags::TaskFlags;
 use super::waits;
 use crate::arch::Interrupted;
@@ -77,13 +77,13 @@ pub struct Restrictions {
 
 impl Restrictions {
     /// Of the thread `index`.
-    pub fn of(dir: &ProcDir, process: &mut StoppedProcess, index: usize) -> Result<Self> {
+    pub fn of(process: &mut StoppedProcess, index: usize) -> Result<Self> {
         let thread = &process.threads()[index];
         let dispatch = thread.dispatch()?;
         let memory = process.memory();
         let known = Restrictions {
             sandbox: Sandbox::default(),
-            status: Status::of(&dir.thread(thread.tid().as_raw())?)?,
+            status: Status::parse(thread.status()).context("status")?,
             is_native: thread.regs().is_native(),
             is_blocking: dispatch.is_some_and(|dispatch| is_blocking(dispatch, memory)),
             dispatch,
@@ -116,6 +116,7 @@ pub struct Look<'a> {
     pub security_label: Vec<u8>,
     /// Logging in is done before there are threads (pam_loginuid(8)).
     pub login_uid: u32,
+    pub namespaces: Namespaces,
 }
 
 impl Look<'_> {
@@ -167,7 +168,7 @@ impl Look<'_> {
             },
             timed_wait,
         };
-        let foreign_namespaces = foreign_namespaces(&dir)?;
+        let foreign_namespaces = foreign_namespaces(&dir, &self.namespaces)?;
         Ok(ThreadFacts {
             thread,
             status,

@@ -1,7 +1,5 @@
 //! One descriptor of a process, looked at from outside: what /proc shows and what a duplicate of it tells.
 
-use std::fs::File;
-use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
@@ -11,7 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{FileStat, Mode, fstat};
 
 use super::fdinfo::FdInfo;
-use crate::sys::fds;
+use crate::sys::{self, fds};
 
 /// Facts of one descriptor. The duplicate that they were read from is closed again.
 #[derive(Debug, Clone)]
@@ -103,10 +101,7 @@ impl Source<'_> {
             Mode::empty(),
         )
         .with_context(|| format!("open /proc/PID/{name}"))?;
-        let mut text = Vec::new();
-        File::from(file)
-            .read_to_end(&mut text)
-            .with_context(|| format!("read /proc/PID/{name}"))?;
+        let text = sys::read_whole(&file).with_context(|| format!("read /proc/PID/{name}"))?;
         FdInfo::parse(String::from_utf8_lossy(&text).into_owned()).with_context(|| format!("/proc/PID/{name}"))
     }
 }

@@ -92,9 +92,9 @@ fn cut(
     output: &Output,
     observer: &dyn Observer,
 ) -> Result<Attempt> {
-    let Begun { process, tracees, .. } = begun;
+    let Begun { process, .. } = begun;
     for _ in 0..MAX_ATTEMPTS {
-        let collected = collect(process, tracees.clone(), Pages::InCopy(beforehand), observer)?;
+        let collected = collect(process, Pages::InCopy(beforehand), observer)?;
         let Collected { facts, objects, later } = collected;
         let (at_once, shared) = match shared_areas(&facts) {
             few if few.len() <= UNMAPPED_AT_ONCE => (few, Vec::new()),

@@ -6,6 +6,7 @@ use nix::unistd::Pid;
 
 use super::pin::Pinned;
 use super::proc::ProcDir;
+use crate::arch::syscall;
 
 /// What a thread was doing before it was stopped, which the stop itself changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,11 +22,19 @@ pub struct BeforeStop {
 }
 
 impl BeforeStop {
-    /// The files need the rights that PTRACE_SEIZE needs; a kernel without one of them leaves it unknown.
+    /// The files need the rights that PTRACE_SEIZE needs; a kernel without one of them leaves it unknown. Of a thread that does not
+    /// wait for a time nothing but the CPU is asked: the other files cost more than the stop.
     pub(super) fn read(proc: &ProcDir, tid: Pid, cpu: usize) -> Self {
-        let sched = proc.read_text(&format!("task/{tid}/sched")).unwrap_or_default();
+        let text = |name| proc.read_text(&format!("task/{tid}/{name}"));
+        if text("syscall").is_ok_and(|syscall| !may_be_timed(&syscall)) {
+            return BeforeStop {
+                cpu,
+                ..BeforeStop::default()
+            };
+        }
+        let sched = text("sched").unwrap_or_default();
         BeforeStop {
-            wchan: proc.read_text(&format!("task/{tid}/wchan")).unwrap_or_default(),
+            wchan: text("wchan").unwrap_or_default(),
             cpu,
             exec_start_ns: exec_start(&sched),
             voluntary_switches: voluntary_switches(&sched),
@@ -61,6 +70,24 @@ impl SchedulerClocks {
     }
 }
 
+/// `202 0x7f31c0 0x80 0x0 0x0 0x0 0x0 0x7ffd00 0x7f3100`: the call that the thread is blocked in, with its arguments (proc_pid_syscall(5)).
+/// `running` or `-1` say that it is in none.
+fn may_be_timed(syscall: &str) -> bool {
+    let mut words = syscall.split_whitespace();
+    let Some(number) = words.next().and_then(|word| word.parse().ok()) else {
+        return false;
+    };
+    // Those that take a pointer to their time wait without one where it is null.
+    let mut is_null = |argument: usize| words.nth(argument) == Some("0x0");
+    match number {
+        syscall::RT_SIGTIMEDWAIT => !is_null(2),
+        syscall::FUTEX | syscall::EPOLL_PWAIT2 | syscall::SEMTIMEDOP => !is_null(3),
+        syscall::NANOSLEEP | syscall::CLOCK_NANOSLEEP | syscall::POLL => true,
+        syscall::EPOLL_WAIT | syscall::EPOLL_PWAIT | syscall::RESTART_SYSCALL => true,
+        _ => false,
+    }
+}
+
 fn voluntary_switches(sched: &str) -> Option<u64> {
     field(sched, "nr_voluntary_switches")?.parse().ok()
 }
@@ -85,6 +112,16 @@ mod tests {
         let cpu = nix::sched::sched_getcpu().unwrap();
         let (first, second) = (SchedulerClocks::default().now(cpu), SchedulerClocks::default().now(cpu));
         assert!(first <= second);
+    }
+
+    #[test]
+    fn a_wait_without_an_end_is_told_from_one_with() {
+        // Linux 6.18.
+        assert!(may_be_timed("230 0x0 0x0 0x7ffd1 0x7ffd2 0x0 0x0 0x7ffd0 0x7f79\n"));
+        assert!(may_be_timed("202 0x7f31c0 0x80 0x0 0x7ffd1 0x0 0x0 0x7ffd0 0x7f31\n"));
+        assert!(!may_be_timed("202 0x7f31c0 0x80 0x0 0x0 0x0 0x0 0x7ffd0 0x7f31\n"));
+        assert!(!may_be_timed("34 0x0 0x0 0x0 0x0 0x0 0x0 0x7ffd0 0x7f31\n"));
+        assert!(!may_be_timed("running\n") && !may_be_timed("-1 0x7ffd0 0x7f31\n"));
     }
 
     #[test]

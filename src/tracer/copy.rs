@@ -332,7 +332,7 @@ fn end(pid: Pid) -> Result<()> {
 fn dead_copy(proc: &ProcDir) -> Option<i64> {
     let stat = proc.stat().ok()?;
     let marked = stat.state == 'Z' && stat.exit_signal == EXIT_SIGNAL as i32;
-    let status = super::proc::Status(proc.read_text("status").ok()?);
+    let status = super::proc::Status(proc.read("status").ok()?);
     let number = || status.field("NSpid")?.split_whitespace().last()?.parse().ok();
     marked.then(number).flatten()
 }

@@ -10,18 +10,18 @@ use nix::unistd::Pid;
 
 use super::bpf::Call;
 use super::pin::Pinned;
-use super::proc::Status;
 use super::process::StoppedProcess;
+use super::script::{self, Script};
 use super::seccomp::forbidden;
 use super::seize::adopt;
 use super::thread::StoppedThread;
-use super::way_home::{DeadBytes, FreeSlot, MARK, is_left_page};
+use super::way_home::{DeadBytes, FreeSlot, MARK, RESULTS_LEN, is_left_page};
 use super::{Error, ProcessMemory, Result, Resume, Stop};
-use crate::arch::{self, CALL_AT, CLONE_AT, RESULTS_AT, SLOT_LEN, Slot};
+use crate::arch::{self, CALL_AT, CLONE_AT, RESULTS_AT, SCRIPT_AT, SCRIPT_END_AT, SLOT_LEN, Slot};
 
-pub(super) const PAGE: u64 = 4096;
+const PAGE: u64 = 4096;
 
-/// One thread's registers on loan. Ended by [`end`](Self::end); dropping it does the same as far as it still can.
+/// One thread's registers on loan, one thread after the other. Ended by [`end`](Self::end); dropping it does the same as far as it still can.
 #[derive(Debug)]
 pub(super) struct Loan<'a> {
     process: &'a mut StoppedProcess,
@@ -35,14 +35,15 @@ pub(super) struct Loan<'a> {
     born: Option<Pid>,
     /// Signals that were let in: each may have changed memory.
     signals: usize,
-    _pinned: Pinned,
+    pinned: Pinned,
+    cpu: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Its own registers, in the stop that seizing asked for.
     Home,
-    /// Ours, in a stop at the end of a call.
+    /// Ours, in a stop at the end of a call or of a script.
     Away,
     Ended,
 }
@@ -72,7 +73,7 @@ impl<'a> Loan<'a> {
     /// For calls that need no memory.
     pub fn begin_bare(process: &'a mut StoppedProcess, thread: usize) -> Result<Self> {
         let tid = process.threads[thread].tid();
-        let cpu = process.proc.task_stat(tid).map_err(|_gone| Error::Gone(tid))?.processor;
+        let cpu = process.threads[thread].before_stop.cpu;
         let dead = match process.dead_bytes {
             Some(dead) => dead,
             None => *process
@@ -82,7 +83,6 @@ impl<'a> Loan<'a> {
         let slot = dead
             .choose(&process.memory)
             .map_err(|error| Error::memory(tid, "the way home", &error))?;
-        let _pinned = Pinned::to(cpu);
         let mut loan = Loan {
             process,
             thread,
@@ -92,13 +92,26 @@ impl<'a> Loan<'a> {
             stuck: false,
             born: None,
             signals: 0,
-            _pinned,
+            pinned: Pinned::to(cpu),
+            cpu,
         };
         loan.let_pending_signals_in()?;
         Ok(loan)
     }
 
-    /// The page for results, in the target.
+    /// On to another thread, with the same slot and the same memory for results.
+    pub fn pass_on(&mut self, thread: usize) -> Result<()> {
+        self.go_home()?;
+        self.thread = thread;
+        let cpu = self.thread().before_stop.cpu;
+        if cpu != self.cpu {
+            self.pinned.move_to(cpu);
+            self.cpu = cpu;
+        }
+        self.let_pending_signals_in()
+    }
+
+    /// The memory for results, in the target.
     pub fn results(&self) -> u64 {
         self.results
     }
@@ -145,17 +158,6 @@ impl<'a> Loan<'a> {
         Err(self.unexpected("gets signals faster than it can run a system call"))
     }
 
-    /// Filters judge our calls by rules that were made for the program's own: they must be known.
-    fn know_filters(&mut self, status: &Status) -> Result<()> {
-        const SECCOMP_MODE_FILTER: i64 = 2;
-        match status.number("Seccomp") {
-            None | Some(0) => Ok(()),
-            Some(SECCOMP_MODE_FILTER) if self.thread().filters().is_some() => Ok(()),
-            Some(SECCOMP_MODE_FILTER) => self.thread_mut().read_filters().map(drop),
-            Some(_) => Err(self.unexpected("is in strict mode of seccomp(2), in which it can be made to call nothing")),
-        }
-    }
-
     /// The first of these calls that a filter forbids, whatever its arguments, by its name.
     pub fn forbidden_of(&self, calls: &[(&'static str, i64)]) -> Option<&'static str> {
         let forbids = |number: i64| self.check_allowed("", CALL_AT, number as u64, [0; 6]).is_err();
@@ -179,6 +181,59 @@ impl<'a> Loan<'a> {
         }
     }
 
+    /// Runs the calls of a script without a stop in between, and fills in what came of them. False where no signal can tell of its
+    /// end, and under filters: then nothing was done.
+    pub fn run(&mut self, script: &mut Script) -> Result<bool> {
+        if self.thread().filters().is_some() {
+            return Ok(false); // each call is checked by itself
+        }
+        let saved_mask = self.thread().task.sigmask()?;
+        let Some(end) = script::End::choose(&self.thread().status, saved_mask) else {
+            return Ok(false);
+        };
+        let table = script.table(&end);
+        for _ in 0..MAX_ATTEMPTS {
+            if self.attempt_script(&table, &end)? && script.take(self.read_results(table.len())?) {
+                return Ok(true);
+            }
+        }
+        Err(self.unexpected("gets signals faster than it can run a few system calls"))
+    }
+
+    /// False: a signal came first.
+    fn attempt_script(&mut self, table: &[u8], end: &script::End) -> Result<bool> {
+        if self.state == State::Home {
+            self.lay_way_home()?;
+        }
+        self.memory()
+            .write_at(self.results, table)
+            .map_err(|error| Error::memory(self.tid(), "the page for results", &error))?;
+        let mut regs = self.thread().regs;
+        regs.set_pc(self.slot.addr + SCRIPT_AT);
+        regs.set_call(0, [0, 0, 0, 0, 0, self.results]);
+        self.state = State::Away;
+        self.thread_mut().task.set_regs(&regs)?;
+        let at_end = self.slot.addr + SCRIPT_END_AT;
+        loop {
+            let task = &mut self.thread_mut().task;
+            task.resume(Resume::Continue, 0)?;
+            match task.wait_until(Instant::now() + PATIENCE)? {
+                Some(Stop::Signal(signal)) if signal == end.signal && task.regs()?.pc() == at_end => return Ok(true),
+                Some(Stop::Signal(signal)) => return self.let_signal_in(signal).map(|()| false),
+                Some(Stop::Syscall | Stop::Interrupted { .. } | Stop::Event(_)) => {}
+                None => return self.give_up().map(|_| false),
+            }
+        }
+    }
+
+    fn read_results(&self, len: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        self.memory()
+            .read_at(self.results, &mut bytes)
+            .map_err(|error| Error::memory(self.tid(), "the page for results", &error))?;
+        Ok(bytes)
+    }
+
     /// Unmaps the results, gives the registers back and wipes the way home.
     pub fn end(mut self) -> Result<()> {
         self.finish()
@@ -191,7 +246,7 @@ impl<'a> Loan<'a> {
 
     fn finish(&mut self) -> Result<()> {
         if self.results != 0 {
-            self.call(libc::SYS_munmap as u64, [self.results, PAGE, 0, 0, 0, 0])?;
+            self.call(libc::SYS_munmap as u64, [self.results, RESULTS_LEN, 0, 0, 0, 0])?;
             self.results = 0;
         }
         self.go_home()?;
@@ -260,7 +315,8 @@ impl<'a> Loan<'a> {
         let thread = self.thread_mut();
         thread.task.interrupt()?;
         thread.task.resume(Resume::Continue, signal)?;
-        self.arrive()
+        self.arrive()?;
+        self.after_signal()
     }
 
     /// Gives the registers back at the end of a call. Should we die between these requests, the detach makes the kernel look at the
@@ -297,6 +353,7 @@ impl<'a> Loan<'a> {
             let task = &mut self.thread_mut().task;
             task.interrupt()?;
             stop = task.resume_and_wait(Resume::Continue, signal)?;
+            self.after_signal()?;
         }
         let StoppedProcess { threads, memory, .. } = &mut *self.process;
         threads[self.thread].refresh(memory)?;
@@ -304,16 +361,28 @@ impl<'a> Loan<'a> {
         Ok(())
     }
 
+    /// Once a signal was let in: its handler may block others.
+    fn after_signal(&mut self) -> Result<()> {
+        let StoppedProcess { threads, proc, .. } = &mut *self.process;
+        threads[self.thread].refresh_status(proc)
+    }
+
     /// A signal that is waiting is delivered first, to the thread's own registers: on the way home of a dead freezer the kernel would
     /// not know of the call that the signal interrupted.
     fn let_pending_signals_in(&mut self) -> Result<()> {
         for _ in 0..MAX_ATTEMPTS {
-            let tid = self.tid();
-            let status = self.process.proc.task_status(tid).map_err(|_gone| Error::Gone(tid))?;
-            self.know_filters(&status)?;
-            if status.deliverable_signals().unwrap_or(0) == 0 {
+            let StoppedProcess { threads, proc, .. } = &mut *self.process;
+            let thread = &mut threads[self.thread];
+            know_filters(thread)?;
+            // The queues are soon looked at.
+            if thread.pending()?.is_empty() && thread.shared_pending()?.is_empty() {
                 return Ok(());
             }
+            thread.refresh_status(proc)?;
+            if thread.status.deliverable_signals().unwrap_or(0) == 0 {
+                return Ok(());
+            }
+            let tid = thread.tid();
             if self.process.group_stop().is_some() {
                 return Err(Error::SignalWaits(tid));
             }
@@ -332,7 +401,8 @@ impl<'a> Loan<'a> {
             Some(_) => 0,
             None => {
                 task.interrupt()?;
-                return self.arrive();
+                self.arrive()?;
+                return self.after_signal();
             }
         };
         if let Some(child) = task.newborn()? {
@@ -341,7 +411,8 @@ impl<'a> Loan<'a> {
         let task = &mut self.thread_mut().task;
         task.interrupt()?;
         task.resume(Resume::Continue, signal)?;
-        self.arrive()
+        self.arrive()?;
+        self.after_signal()
     }
 
     fn lay_way_home(&mut self) -> Result<()> {
@@ -368,7 +439,7 @@ impl<'a> Loan<'a> {
             let ours = is_left_page(proc, memory, leftover.results)
                 .map_err(|error| Error::memory(self.tid(), "what an earlier loan left", &error))?;
             if ours {
-                self.call(libc::SYS_munmap as u64, [leftover.results, PAGE, 0, 0, 0, 0])?;
+                self.call(libc::SYS_munmap as u64, [leftover.results, RESULTS_LEN, 0, 0, 0, 0])?;
             }
             self.process
                 .memory
@@ -378,21 +449,21 @@ impl<'a> Loan<'a> {
         Ok(())
     }
 
-    /// A page at an address of our choice, which the slot names before it is mapped: whoever comes after a crash can find it.
+    /// Pages at an address of our choice, which the slot names before it is mapped: whoever comes after a crash can find it.
     fn map_results(&mut self) -> Result<()> {
         for attempt in 0..64 {
             self.go_home()?;
             self.results = scattered(attempt);
             let prot = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-            let args = [self.results, PAGE, prot as u64, flags as u64, u64::MAX, 0];
+            let args = [self.results, RESULTS_LEN, prot as u64, flags as u64, u64::MAX, 0];
             if let Err(error) = self.check_room(args) {
                 self.results = 0;
                 return Err(error);
             }
             let result = self.call(libc::SYS_mmap as u64, args)?;
             if result == self.results as i64 {
-                let at = self.results + PAGE - MARK.len() as u64;
+                let at = self.results + RESULTS_LEN - MARK.len() as u64;
                 return self
                     .memory()
                     .write_at(at, MARK)
@@ -440,6 +511,20 @@ impl Drop for Loan<'_> {
             let finished = if self.stuck { self.go_home() } else { self.finish() };
             let _reported_already = finished.or_else(|_| self.go_home());
         }
+    }
+}
+
+/// Filters judge our calls by rules that were made for the program's own: they must be known.
+fn know_filters(thread: &mut StoppedThread) -> Result<()> {
+    const SECCOMP_MODE_FILTER: i64 = 2;
+    match thread.status.number("Seccomp") {
+        None | Some(0) => Ok(()),
+        Some(SECCOMP_MODE_FILTER) if thread.filters().is_some() => Ok(()),
+        Some(SECCOMP_MODE_FILTER) => thread.read_filters().map(drop),
+        Some(_) => Err(Error::Unexpected {
+            tid: thread.tid(),
+            what: "is in strict mode of seccomp(2), in which it can be made to call nothing".into(),
+        }),
     }
 }
 

@@ -18,6 +18,7 @@ mod refuse;
 mod release;
 mod remote;
 mod rseq;
+mod script;
 mod seccomp;
 mod seize;
 mod settings;

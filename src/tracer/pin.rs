@@ -12,20 +12,27 @@ const SELF: Pid = Pid::from_raw(0);
 impl Pinned {
     /// Where we may not run on that CPU (cpuset(7)), we stay where we are: pinning is for speed only.
     pub fn to(cpu: usize) -> Self {
-        let Ok(before) = sched_getaffinity(SELF) else {
-            return Pinned(None);
-        };
-        let mut one = CpuSet::new();
-        if one.set(cpu).is_err() || sched_setaffinity(SELF, &one).is_err() {
-            return Pinned(None);
+        let before = sched_getaffinity(SELF).ok();
+        Pinned(before.filter(|_| set(cpu)))
+    }
+
+    /// To another CPU, where we are pinned at all.
+    pub fn move_to(&mut self, cpu: usize) {
+        if self.holds() {
+            set(cpu);
         }
-        Pinned(Some(before))
     }
 
     /// Whether we run on that CPU, and not where we were.
     pub fn holds(&self) -> bool {
         self.0.is_some()
     }
+}
+
+/// False where we may not run there.
+fn set(cpu: usize) -> bool {
+    let mut one = CpuSet::new();
+    one.set(cpu).is_ok() && sched_setaffinity(SELF, &one).is_ok()
 }
 
 impl Drop for Pinned {

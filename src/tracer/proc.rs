@@ -1,12 +1,14 @@
 //! The few facts of /proc/PID that seizing needs, read below one directory descriptor, so that a reused pid cannot slip in.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
+
+use crate::sys;
 
 /// /proc/PID, opened. Reads fail with ESRCH or ENOENT once the process is gone, whoever has its number then.
 #[derive(Debug)]
@@ -31,9 +33,7 @@ impl ProcDir {
     }
 
     pub fn read(&self, path: &str) -> io::Result<Vec<u8>> {
-        let mut content = Vec::with_capacity(4096);
-        self.open_file(path, OFlag::O_RDONLY)?.read_to_end(&mut content)?;
-        Ok(content)
+        Ok(sys::read_whole(&self.open_file(path, OFlag::O_RDONLY)?)?)
     }
 
     pub fn read_text(&self, path: &str) -> io::Result<String> {
@@ -61,7 +61,7 @@ impl ProcDir {
     }
 
     pub fn task_status(&self, tid: Pid) -> io::Result<Status> {
-        Ok(Status(self.read_text(&format!("task/{tid}/status"))?))
+        Ok(Status(self.read(&format!("task/{tid}/status"))?))
     }
 }
 
@@ -128,23 +128,22 @@ impl Stat {
     }
 }
 
-/// /proc/PID/status (proc_pid_status(5)).
+/// /proc/PID/status (proc_pid_status(5)): bytes, since a name need not be UTF-8.
 #[derive(Debug)]
-pub struct Status(pub String);
+pub struct Status(pub Vec<u8>);
 
 impl Status {
     pub fn field(&self, name: &str) -> Option<&str> {
-        self.0
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-            .map(str::trim)
+        let lines = self.0.split(|&byte| byte == b'\n');
+        let mut values = lines.filter_map(|line| line.strip_prefix(name.as_bytes())?.strip_prefix(b":"));
+        std::str::from_utf8(values.next()?).ok().map(str::trim)
     }
 
     pub fn number(&self, name: &str) -> Option<i64> {
         self.field(name)?.split_whitespace().next()?.parse().ok()
     }
 
-    fn mask(&self, name: &str) -> Option<u64> {
+    pub(super) fn mask(&self, name: &str) -> Option<u64> {
         u64::from_str_radix(self.field(name)?, 16).ok()
     }
 
@@ -174,7 +173,8 @@ mod tests {
 
     #[test]
     fn a_blocked_pending_signal_is_not_deliverable() {
-        let status = Status("SigPnd:\t0000000000000200\nShdPnd:\t0000000000002000\nSigBlk:\t0000000000000200\n".into());
+        let status =
+            Status(b"SigPnd:\t0000000000000200\nShdPnd:\t0000000000002000\nSigBlk:\t0000000000000200\n".to_vec());
         assert_eq!(status.deliverable_signals(), Some(0x2000));
     }
 }

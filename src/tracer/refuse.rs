@@ -41,7 +41,7 @@ impl Facts {
         let read = || -> io::Result<Facts> {
             let proc = ProcDir::open(pid)?;
             let stat = proc.stat()?;
-            let status = Status(proc.read_text("status")?);
+            let status = Status(proc.read("status")?);
             Ok(Facts {
                 proc,
                 stat,
@@ -176,7 +176,7 @@ pub(super) fn permission(pid: Pid, proc: &ProcDir) -> Refusal {
     let owner = proc
         .read_text("status")
         .ok()
-        .and_then(|status| Status(status).number("Uid"));
+        .and_then(|status| Status(status.into_bytes()).number("Uid"));
     denied(pid, owner, nix::unistd::geteuid().as_raw(), yama)
 }
 

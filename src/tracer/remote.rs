@@ -2,6 +2,7 @@
 
 use super::loan::Loan;
 use super::process::StoppedProcess;
+use super::script::{CALLS_MAX, Call, DATA_LEN, Script};
 use super::{Error, Result};
 use crate::arch::{SIGACTION_LEN, signal_action};
 use crate::image::state::{SigAltStack, SignalAction, TimerTime};
@@ -11,6 +12,20 @@ use crate::image::state::{SigAltStack, SignalAction, TimerTime};
 #[derive(Debug)]
 pub struct Remote<'a> {
     loan: Loan<'a>,
+    mode: Mode,
+    /// What the last call wrote.
+    data: [u8; DATA_LEN],
+}
+
+/// How calls are answered.
+#[derive(Debug)]
+enum Mode {
+    /// Each is run when it is made.
+    Single,
+    /// None is run: they are noted for a script.
+    Rehearsal(Script),
+    /// By a script that has run; the next call is expected to be that of this index.
+    Answered(Script, usize),
 }
 
 /// sizeof(sigset_t) of the kernel.
@@ -23,7 +38,30 @@ impl<'a> Remote<'a> {
     pub fn borrow(process: &'a mut StoppedProcess, thread: usize) -> Result<Self> {
         Ok(Remote {
             loan: Loan::begin(process, thread)?,
+            mode: Mode::Single,
+            data: [0; DATA_LEN],
         })
+    }
+
+    /// The thread has its own registers again, and the loan goes on with another thread of the process.
+    pub fn pass_on(&mut self, thread: usize) -> Result<()> {
+        self.loan.pass_on(thread)
+    }
+
+    /// Runs all calls that `ask` makes in one go, where that is possible. `ask` is called twice: once to learn which calls there are, all
+    /// of which are answered by zeros then, and once with their answers.
+    pub fn at_once<T>(&mut self, mut ask: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
+        self.mode = Mode::Rehearsal(Script::default());
+        let rehearsed = ask(self);
+        if let Mode::Rehearsal(mut script) = std::mem::replace(&mut self.mode, Mode::Single)
+            && rehearsed.is_ok()
+            && self.loan.run(&mut script)?
+        {
+            self.mode = Mode::Answered(script, 0);
+        }
+        let answered = ask(self);
+        self.mode = Mode::Single;
+        answered
     }
 
     /// The thread has its own registers again and nothing of the loan stays.
@@ -38,7 +76,7 @@ impl<'a> Remote<'a> {
 
     /// rt_sigaction(2) of one signal, of the whole process.
     pub fn sigaction(&mut self, signal: i32) -> Result<SignalAction> {
-        let to = self.loan.results();
+        let to = self.results_at();
         self.call(
             "rt_sigaction",
             libc::SYS_rt_sigaction,
@@ -49,7 +87,7 @@ impl<'a> Remote<'a> {
 
     /// sigaltstack(2), of the thread. SS_ONSTACK is left out: it says where the stack pointer is, and cannot be set.
     pub fn sigaltstack(&mut self) -> Result<SigAltStack> {
-        let to = self.loan.results();
+        let to = self.results_at();
         self.call("sigaltstack", libc::SYS_sigaltstack, [0, to, 0, 0, 0, 0])?;
         // stack_t: ss_sp, ss_flags and padding, ss_size.
         let [sp, flags, size] = self.words()?;
@@ -62,7 +100,7 @@ impl<'a> Remote<'a> {
 
     /// getitimer(2): ITIMER_REAL 0, ITIMER_VIRTUAL 1, ITIMER_PROF 2; of the process.
     pub fn getitimer(&mut self, which: i32) -> Result<TimerTime> {
-        let to = self.loan.results();
+        let to = self.results_at();
         self.call("getitimer", libc::SYS_getitimer, [which as u64, to, 0, 0, 0, 0])?;
         // struct itimerval: the period, then the time left, in seconds and microseconds.
         let [interval_s, interval_us, left_s, left_us] = self.words()?;
@@ -74,7 +112,7 @@ impl<'a> Remote<'a> {
 
     /// timer_gettime(2), by the kernel's id.
     pub fn timer_gettime(&mut self, id: i32) -> Result<TimerTime> {
-        let to = self.loan.results();
+        let to = self.results_at();
         self.call("timer_gettime", libc::SYS_timer_gettime, [id as u64, to, 0, 0, 0, 0])?;
         let [interval_s, interval_ns, left_s, left_ns] = self.words()?;
         Ok(TimerTime {
@@ -94,21 +132,21 @@ impl<'a> Remote<'a> {
 
     /// PR_GET_PDEATHSIG(2const), of the thread.
     pub fn get_pdeath_signal(&mut self) -> Result<i32> {
-        let to = self.loan.results();
+        let to = self.results_at();
         self.prctl("PR_GET_PDEATHSIG", libc::PR_GET_PDEATHSIG, to)?;
         Ok(self.words::<1>()?[0] as i32)
     }
 
     /// PR_GET_TID_ADDRESS(2const), of the thread. EINVAL from a kernel without CONFIG_CHECKPOINT_RESTORE.
     pub fn get_tid_address(&mut self) -> Result<u64> {
-        let to = self.loan.results();
+        let to = self.results_at();
         self.prctl("PR_GET_TID_ADDRESS", libc::PR_GET_TID_ADDRESS, to)?;
         Ok(self.words::<1>()?[0])
     }
 
     /// PR_GET_CHILD_SUBREAPER(2const), of the process.
     pub fn get_child_subreaper(&mut self) -> Result<bool> {
-        let to = self.loan.results();
+        let to = self.results_at();
         self.prctl("PR_GET_CHILD_SUBREAPER", libc::PR_GET_CHILD_SUBREAPER, to)?;
         Ok(self.words::<1>()?[0] as i32 != 0)
     }
@@ -128,52 +166,49 @@ impl<'a> Remote<'a> {
         self.prctl("PR_GET_TIMERSLACK", libc::PR_GET_TIMERSLACK, 0)
     }
 
+    /// Whether the process has children, or tasks that it traces: waitid(2) says ECHILD where there is nobody to wait for, and with WNOWAIT
+    /// and WNOHANG it does nothing else.
+    pub fn waits_for_somebody(&mut self) -> Result<bool> {
+        const ALL: i32 = libc::WEXITED | libc::WSTOPPED | libc::WCONTINUED | libc::__WALL;
+        let options = (ALL | libc::WNOHANG | libc::WNOWAIT) as u64;
+        match self.call("waitid", libc::SYS_waitid, [libc::P_ALL as u64, 0, 0, options, 0, 0]) {
+            Ok(_) => Ok(true),
+            Err(error) if error.errno() == Some(nix::Error::ECHILD) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Commands of prctl(2) that get something are a family: unused arguments must be 0.
     pub(super) fn prctl(&mut self, name: &'static str, command: i32, to: u64) -> Result<u64> {
-        self.clear_results()?;
         self.call(name, libc::SYS_prctl, [command as u64, to, 0, 0, 0, 0])
     }
 
-    /// Where the results of a call may be written.
+    /// Where the next call may write [`DATA_LEN`] bytes, which are zeros before.
     pub(super) fn results_at(&self) -> u64 {
-        self.loan.results()
+        let index = match &self.mode {
+            Mode::Single => 0,
+            Mode::Rehearsal(script) => script.len(),
+            Mode::Answered(_, next) => *next,
+        };
+        self.loan.results() + Script::data_at(index) as u64
     }
 
-    /// Some calls write fewer bytes than the word they are read as.
-    pub(super) fn clear_results(&mut self) -> Result<()> {
-        let to = self.loan.results();
-        self.loan
-            .memory()
-            .write_at(to, &[0; 8])
-            .map_err(|error| Error::memory(self.loan.tid(), "the results", &error))
-    }
-
-    pub(super) fn words<const N: usize>(&mut self) -> Result<[u64; N]> {
+    /// What the last call wrote.
+    pub(super) fn words<const N: usize>(&self) -> Result<[u64; N]> {
         let mut words = [0; N];
-        for (i, word) in words.iter_mut().enumerate() {
-            let at = self.loan.results() + 8 * i as u64;
-            *word = self
-                .loan
-                .memory()
-                .read_u64(at)
-                .map_err(|error| Error::memory(self.loan.tid(), "the results", &error))?;
+        for (word, bytes) in words.iter_mut().zip(self.data.chunks_exact(8)) {
+            *word = u64::from_ne_bytes(bytes.try_into().expect("eight bytes"));
         }
         Ok(words)
     }
 
-    pub(super) fn results<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let mut bytes = [0; N];
-        let from = self.loan.results();
-        self.loan
-            .memory()
-            .read_at(from, &mut bytes)
-            .map_err(|error| Error::memory(self.loan.tid(), "the results", &error))?;
-        Ok(bytes)
+    pub(super) fn results<const N: usize>(&self) -> Result<[u8; N]> {
+        Ok(*self.data.first_chunk().expect("no call writes more"))
     }
 
     /// The one untyped door.
     pub(super) fn call(&mut self, name: &'static str, number: i64, args: [u64; 6]) -> Result<u64> {
-        let result = self.loan.call(number as u64, args).map_err(|error| match error {
+        let result = self.answer(number, args).map_err(|error| match error {
             Error::Forbidden { tid, .. } => Error::Forbidden { tid, call: name },
             other => other,
         });
@@ -188,6 +223,38 @@ impl<'a> Remote<'a> {
             }
             result => Ok(result as u64),
         }
+    }
+
+    fn answer(&mut self, number: i64, args: [u64; 6]) -> Result<i64> {
+        let [a, b, c, d, e, f] = args;
+        let call: Call = [number as u64, a, b, c, d, e];
+        match &mut self.mode {
+            Mode::Rehearsal(script) => {
+                if script.len() < CALLS_MAX && f == 0 {
+                    script.push(call);
+                }
+                self.data = [0; DATA_LEN];
+                return Ok(0);
+            }
+            Mode::Answered(script, next) if script.call(*next) == Some(&call) => {
+                let (result, data) = script.answer(*next);
+                self.data.copy_from_slice(data);
+                *next += 1;
+                return Ok(result);
+            }
+            // Not what was rehearsed, since an answer made a difference.
+            Mode::Single | Mode::Answered(..) => {}
+        }
+        self.answer_now(number, args)
+    }
+
+    fn answer_now(&mut self, number: i64, args: [u64; 6]) -> Result<i64> {
+        let (tid, at) = (self.loan.tid(), self.results_at());
+        let lost = |error: std::io::Error| Error::memory(tid, "the results", &error);
+        self.loan.memory().write_at(at, &[0; DATA_LEN]).map_err(lost)?;
+        let result = self.loan.call(number as u64, args)?;
+        self.loan.memory().read_at(at, &mut self.data).map_err(lost)?;
+        Ok(result)
     }
 }
 

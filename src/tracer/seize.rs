@@ -260,7 +260,7 @@ impl Seizure {
         let mut clocks = SchedulerClocks::default();
         for task in self.stopped.drain(..) {
             let before = self.before.remove(&task.tid()).unwrap_or_default();
-            let mut thread = StoppedThread::look(task, before, &memory)?;
+            let mut thread = StoppedThread::look(task, before, &self.proc, &memory)?;
             thread.look_at_clock(&self.proc, &mut clocks);
             threads.push(thread);
         }
@@ -351,10 +351,9 @@ pub(super) fn adopt(process: &mut StoppedProcess, child: Pid) -> Result<()> {
     if process.proc.task_stat(child).is_err() {
         return let_go_its_way(child);
     }
-    let thread = Running::born_traced(child).wait()?;
-    process
-        .threads
-        .push(StoppedThread::look(thread, BeforeStop::default(), &process.memory)?);
+    let task = Running::born_traced(child).wait()?;
+    let thread = StoppedThread::look(task, BeforeStop::default(), &process.proc, &process.memory)?;
+    process.threads.push(thread);
     Ok(())
 }
 

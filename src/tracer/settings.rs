@@ -93,7 +93,6 @@ impl Remote<'_> {
         const MPOL_DEFAULT: u32 = 0;
         const MPOL_F_ADDR: u64 = 2;
         let flags = if address.is_some() { MPOL_F_ADDR } else { 0 };
-        self.clear_results()?;
         let (mode_at, nodes_at) = (self.results_at(), self.results_at() + 8);
         let args = [mode_at, nodes_at, NODES_MAX + 1, address.unwrap_or(0), flags, 0];
         match self.call("get_mempolicy", libc::SYS_get_mempolicy, args) {

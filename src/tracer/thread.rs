@@ -5,7 +5,7 @@ use std::io;
 use nix::unistd::Pid;
 
 use super::before_stop::{BeforeStop, SchedulerClocks};
-use super::proc::ProcDir;
+use super::proc::{ProcDir, Status};
 use super::rseq::{self, RSEQ_CS_AT};
 use super::seccomp::Filters;
 use super::{Error, ProcessMemory, Result, Stop, Stopped};
@@ -22,6 +22,8 @@ pub struct StoppedThread {
     pub(super) rseq: Option<Rseq>,
     /// Once they were read.
     pub(super) filters: Option<Filters>,
+    /// /proc/PID/task/TID/status, read once it was stopped.
+    pub(super) status: Status,
     pub before_stop: BeforeStop,
     /// How long it slept in the call that it was caught in, where that is known.
     pub slept_ns: Option<u64>,
@@ -30,14 +32,16 @@ pub struct StoppedThread {
 }
 
 impl StoppedThread {
-    pub(super) fn look(task: Stopped, before_stop: BeforeStop, memory: &ProcessMemory) -> Result<Self> {
+    pub(super) fn look(task: Stopped, before_stop: BeforeStop, proc: &ProcDir, memory: &ProcessMemory) -> Result<Self> {
         let regs = task.regs()?;
+        let status = proc.task_status(task.tid()).map_err(|_gone| Error::Gone(task.tid()))?;
         let rseq = rseq::registration(&task, memory)?;
         let mut thread = StoppedThread {
             task,
             regs,
             rseq,
             filters: None,
+            status,
             before_stop,
             slept_ns: None,
             left_ns: None,
@@ -49,7 +53,7 @@ impl StoppedThread {
     /// Only a call that was interrupted may need to know how long it lasted; one in group-stop was interrupted long ago.
     pub(super) fn look_at_clock(&mut self, proc: &ProcDir, clocks: &mut SchedulerClocks) {
         let stopped_by_us = self.task.stop() == Stop::Interrupted { signal: libc::SIGTRAP };
-        if stopped_by_us && self.regs.interrupted().is_some() {
+        if stopped_by_us && self.regs.interrupted().is_some() && self.before_stop.exec_start_ns.is_some() {
             self.slept_ns = self.before_stop.slept_ns(proc, self.tid(), clocks);
         }
     }
@@ -76,6 +80,17 @@ impl StoppedThread {
 
     pub fn tid(&self) -> Pid {
         self.task.tid()
+    }
+
+    /// Reads /proc/PID/task/TID/status again.
+    pub(super) fn refresh_status(&mut self, proc: &ProcDir) -> Result<()> {
+        self.status = proc.task_status(self.tid()).map_err(|_gone| Error::Gone(self.tid()))?;
+        Ok(())
+    }
+
+    /// /proc/PID/task/TID/status (proc_pid_status(5)), read once it was stopped.
+    pub fn status(&self) -> &[u8] {
+        &self.status.0
     }
 
     /// The general registers. A call it was caught in shows as -ERESTART… with its number ([`Registers::interrupted`]).

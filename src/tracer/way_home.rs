@@ -62,7 +62,7 @@ impl DeadBytes {
             .find(|dead| dead.is_dead(memory))
             .ok_or_else(|| Error::Unexpected {
                 tid: pid,
-                what: "no executable page has 192 unused bytes at its end".into(),
+                what: "no executable page has enough unused bytes at its end".into(),
             })
     }
 
@@ -142,7 +142,17 @@ fn vdso_base(auxv: &[u8]) -> Option<u64> {
 
 /// After the section headers and every segment, up to the end of that page. The kernel maps the vDSO as whole pages, filled with zeros.
 fn dead_tail(base: u64, memory: &ProcessMemory) -> io::Result<Option<(u64, u64)>> {
-    let elf = Elf::read(|at, buffer| memory.read_at(base.saturating_add(at), buffer))?;
+    let mut page = [0; PAGE as usize];
+    memory.read_at(base, &mut page)?;
+    let elf = Elf::read(
+        |at, buffer| match page.get(at as usize..).and_then(|rest| rest.get(..buffer.len())) {
+            Some(bytes) => {
+                buffer.copy_from_slice(bytes);
+                Ok(())
+            }
+            None => memory.read_at(base.saturating_add(at), buffer),
+        },
+    )?;
     Ok(elf.map(|elf| {
         let last = elf
             .segments
@@ -217,18 +227,20 @@ fn mapped_file(proc: &ProcDir, line: &str) -> Option<File> {
     (file.metadata().ok()?.ino().to_string() == inode).then_some(file)
 }
 
-/// Whether a page that a killed freezer's loan was to map is there and is ours: alone, anonymous, with our mark or untouched.
+/// Whether memory that a killed freezer's loan was to map is there and is ours: alone, anonymous, with our mark or untouched.
 pub(super) fn is_left_page(proc: &ProcDir, memory: &ProcessMemory, addr: u64) -> io::Result<bool> {
-    let alone = format!("{addr:x}-{:x} rw-p 00000000 00:00 0", addr + PAGE);
+    let alone = format!("{addr:x}-{:x} rw-p 00000000 00:00 0", addr + RESULTS_LEN);
     if !proc.read_text("maps")?.lines().any(|line| line.trim_end() == alone) {
         return Ok(false);
     }
-    let mut page = [0; PAGE as usize];
-    memory.read_at(addr, &mut page)?;
-    Ok(page.ends_with(MARK) || page.iter().all(|&byte| byte == 0))
+    let mut results = [0; RESULTS_LEN as usize];
+    memory.read_at(addr, &mut results)?;
+    Ok(results.ends_with(MARK) || results.iter().all(|&byte| byte == 0))
 }
 
-/// The last bytes of a page for results.
+/// Memory for results: for scripts of about a hundred calls.
+pub(super) const RESULTS_LEN: u64 = 32 << 10;
+/// Its last bytes.
 pub(super) const MARK: &[u8; 16] = b"cryopod results\n";
 
 #[cfg(test)]

@@ -12,7 +12,9 @@ pub use calls::may_be_reissued;
 pub use clone::{CloneArgs, clone3, raw_syscall};
 pub use regs::{Interrupted, Registers};
 pub use signal::{SIGACTION_LEN, signal_action};
-pub use way_home::{CALL_AT, CLONE_AT, RESULTS_AT, SLOT_LEN, Slot, as_resumed};
+pub use way_home::{
+    CALL_AT, CLONE_AT, RESULTS_AT, SCRIPT_AT, SCRIPT_END_AT, SCRIPT_STRIDE, SCRIPT_WORDS, SLOT_LEN, Slot, as_resumed,
+};
 pub use xstate::unsupported_features;
 
 pub const NAME: &str = "x86_64";

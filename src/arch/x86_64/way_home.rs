@@ -6,7 +6,7 @@
 use super::regs::{Interrupted, Registers};
 
 /// Bytes of one slot.
-pub const SLOT_LEN: usize = 192;
+pub const SLOT_LEN: usize = 224;
 
 /// What one slot holds besides its code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,10 +23,15 @@ pub struct Slot {
 pub const CALL_AT: u64 = 0;
 /// Where clone(2) is called: a child whose tracer died does not go home but ends.
 pub const CLONE_AT: u64 = 4;
+/// Where a script begins: r9 points at its entries of [`SCRIPT_WORDS`] words each: the number of a call, which its result replaces, five
+/// arguments, and whether another entry follows.
+pub const SCRIPT_AT: u64 = (EXIT_AT + EXIT.len()) as u64;
+/// Where a task is after the last call of a script.
+pub const SCRIPT_END_AT: u64 = SCRIPT_AT + 25;
 /// Where [`Slot::results`] is in a slot.
 pub const RESULTS_AT: usize = GENERATION_AT + 8;
 
-const VALUES_AT: usize = 88;
+const VALUES_AT: usize = 128;
 const VALUES: usize = 10;
 const GENERATION_AT: usize = VALUES_AT + 8 * VALUES;
 const _: () = assert!(RESULTS_AT + 8 <= SLOT_LEN);
@@ -62,9 +67,27 @@ const CALLS: [u8; LOADS_AT] = [
 const EXIT: [u8; 5] = [0x8d, 0x41, 0x3c, 0x0f, 0x05];
 const LOADS_AT: usize = 10;
 const EXIT_AT: usize = LOADS_AT + 7 * LOADS.len() + 6;
-const _: () = assert!(EXIT_AT + EXIT.len() <= VALUES_AT);
+/// `3: mov (%r9),%rax; mov 8(%r9),%rdi; mov 16(%r9),%rsi; mov 24(%r9),%rdx; mov 32(%r9),%r10; mov 40(%r9),%r8; syscall; mov %rax,(%r9);
+/// mov 48(%r9),%rcx; lea STRIDE(%r9),%r9; jrcxz 1b; jmp 3b`. No flags, as on the way home; a system call leaves r9 alone.
+const SCRIPT: [u8; SCRIPT_LEN] = {
+    let mut code =
+        *b"\x49\x8b\x01\x49\x8b\x79\x08\x49\x8b\x71\x10\x49\x8b\x51\x18\x4d\x8b\x51\x20\x4d\x8b\x41\x28\x0f\x05\
+        \x49\x89\x01\x49\x8b\x49\x30\x4d\x8d\x89\0\0\0\0\xe3\0\xeb\0";
+    code[35] = SCRIPT_STRIDE as u8;
+    // Displacements count from the end of the instruction.
+    code[SCRIPT_LEN - 3] = (LOADS_AT as i64 - (SCRIPT_AT as i64 + SCRIPT_LEN as i64 - 2)) as u8;
+    code[SCRIPT_LEN - 1] = -(SCRIPT_LEN as i64) as u8;
+    code
+};
+const SCRIPT_LEN: usize = 43;
+/// Words of an entry of a script, the first bytes of the [`SCRIPT_STRIDE`] that it takes; the rest is for what the call writes.
+pub const SCRIPT_WORDS: usize = 7;
+/// Bytes from one entry to the next.
+pub const SCRIPT_STRIDE: usize = 192;
+const _: () = assert!(SCRIPT_STRIDE < 256);
+const _: () = assert!(SCRIPT_AT as usize + SCRIPT.len() <= VALUES_AT);
 
-/// [`CALLS`], `1: mov … (nine times); jmp *value(%rip)`, [`EXIT`].
+/// [`CALLS`], `1: mov … (nine times); jmp *value(%rip)`, [`EXIT`], [`SCRIPT`].
 const fn code() -> [u8; VALUES_AT] {
     let mut code = [0; VALUES_AT];
     let mut at = 0;
@@ -87,6 +110,11 @@ const fn code() -> [u8; VALUES_AT] {
     let mut byte = 0;
     while byte < EXIT.len() {
         code[EXIT_AT + byte] = EXIT[byte];
+        byte += 1;
+    }
+    let mut byte = 0;
+    while byte < SCRIPT.len() {
+        code[SCRIPT_AT as usize + byte] = SCRIPT[byte];
         byte += 1;
     }
     code
@@ -161,6 +189,18 @@ mod tests {
         assert_eq!(CODE[CLONE_AT as usize..][..2], *super::super::SYSCALL_INSTRUCTION);
         assert_eq!(LOADS_AT + usize::from(CODE[LOADS_AT - 1]), EXIT_AT);
         assert_eq!(i64::from(EXIT[2]), libc::SYS_exit);
+    }
+
+    #[test]
+    fn a_script_ends_at_the_loads_and_its_calls_at_a_known_place() {
+        let at = |offset: u64| CODE[(SCRIPT_AT + offset) as usize];
+        assert_eq!(
+            CODE[SCRIPT_END_AT as usize - 2..][..2],
+            *super::super::SYSCALL_INSTRUCTION
+        );
+        let target = |end: u64, displacement: u8| (SCRIPT_AT + end).wrapping_add_signed(i64::from(displacement as i8));
+        assert_eq!(target(41, at(40)), LOADS_AT as u64);
+        assert_eq!(target(43, at(42)), SCRIPT_AT);
     }
 
     #[test]
