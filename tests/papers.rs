@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const PAPERS: [&str; 5] = [
+const PAPERS: [&str; 6] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "README.md",
     "docs/image-format.md",
+    "docs/performance.md",
     "docs/support.md",
 ];
 
