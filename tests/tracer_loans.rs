@@ -488,3 +488,17 @@ fn a_signal_that_waits_for_sigcont_is_not_delivered_early() {
     drop(process);
     wait_for_state(target.pid(), 'T');
 }
+
+/// Its first thread is reported as ended after all others, which nobody waits for in a loan.
+#[test]
+fn a_process_that_a_signal_ends_in_a_loan_is_gone() {
+    let target = Watched::start(build::fixture("freezer/watched.c"));
+    let pid = target.pid();
+    // What a thread traces is let go when it ends.
+    let tracer = std::thread::spawn(move || {
+        let mut process = seize(pid).expect("the target can be seized");
+        kill(pid, Signal::SIGTERM).expect("a signal");
+        Remote::borrow(&mut process, 0).expect_err("it ends").to_string()
+    });
+    assert!(tracer.join().expect("no panic").contains("gone"));
+}

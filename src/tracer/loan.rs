@@ -343,7 +343,7 @@ impl<'a> Loan<'a> {
 
     /// Waits for the stop that an interrupt asked for. Signals on the way are let in.
     fn arrive(&mut self) -> Result<()> {
-        let mut stop = self.thread_mut().task.wait()?;
+        let mut stop = self.thread_mut().task.wait_unless_dead()?;
         while !matches!(stop, Stop::Interrupted { .. }) {
             let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
             self.signals += 1;
@@ -352,7 +352,8 @@ impl<'a> Loan<'a> {
             }
             let task = &mut self.thread_mut().task;
             task.interrupt()?;
-            stop = task.resume_and_wait(Resume::Continue, signal)?;
+            task.resume(Resume::Continue, signal)?;
+            stop = task.wait_unless_dead()?;
             self.after_signal()?;
         }
         let StoppedProcess { threads, memory, .. } = &mut *self.process;
