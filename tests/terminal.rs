@@ -3,6 +3,7 @@
 mod common;
 
 use common::{CRYOPOD, Program, can_thaw, scratch};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::openpty;
 use std::fs::File;
 use std::io::Read;
@@ -113,6 +114,8 @@ fn slow_freeze(options: &[&str], on_terminal: bool) -> String {
         .stdout(Stdio::piped());
     let (freeze, stderr) = if on_terminal {
         let pty = openpty(None, None).expect("a pseudo-terminal");
+        // A terminal whose other side cryopod itself holds would never be closed.
+        fcntl(&pty.master, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).expect("it is open");
         let freeze = command.stderr(pty.slave).spawn().expect("cryopod can be run");
         (freeze, File::from(pty.master))
     } else {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
+use super::proc::ProcDir;
 use super::{Error, Result};
 
 /// Why a task is in ptrace-stop.
@@ -27,25 +28,25 @@ pub enum Waited {
 }
 
 /// Waits for the next change of state of `tid`. A named wait is O(1); waitpid(-1) is O(n) in tracees.
+///
+/// Not by a call that blocks: the end of a first thread is reported after that of all others (delay_group_leader(), kernel/exit.c), whom we
+/// trace as well, so that such a wait for a program that somebody kills would last for ever.
 pub fn wait_for(tid: Pid) -> Result<Waited> {
-    let mut status = 0;
     loop {
-        // SAFETY: waitpid writes one int to `status`.
-        let waited = unsafe { libc::waitpid(tid.as_raw(), &raw mut status, libc::__WALL) };
-        match nix::errno::Errno::result(waited) {
-            Ok(_) => return Ok(decode(status)),
-            Err(nix::Error::EINTR) => {}
-            Err(nix::Error::ECHILD) => return Err(Error::Gone(tid)),
-            Err(errno) => {
-                return Err(Error::Call {
-                    tid,
-                    name: "waitpid",
-                    errno,
-                });
-            }
+        if let Some(waited) = wait_until(tid, Instant::now() + LOOKS)? {
+            return Ok(waited);
+        }
+        if ProcDir::open(tid)
+            .and_then(|proc| proc.stat())
+            .is_ok_and(|stat| stat.is_dead())
+        {
+            return Err(Error::Gone(tid));
         }
     }
 }
+
+/// How long a task may take before somebody looks whether it has ended.
+const LOOKS: Duration = Duration::from_millis(100);
 
 /// As [`wait_for`], but gives up at `deadline`. waitpid(2) knows no time limit, so this asks again and again, at first often.
 pub fn wait_until(tid: Pid, deadline: Instant) -> Result<Option<Waited>> {
