@@ -39,10 +39,13 @@ pub(super) fn group_dirs(process: &ProcDir, controller: &str) -> Vec<PathBuf> {
     with_parents.filter(|dir| dir.join("cgroup.procs").exists()).collect()
 }
 
-/// Whether the group in that directory is frozen, or one above it.
+/// Whether the group in that directory is frozen, or one above it. It takes a moment until all tasks are, of which the event tells.
 pub(super) fn is_frozen_dir(dir: &Path) -> bool {
-    let state = dir.join("freezer.state");
-    has_line(&dir.join("cgroup.events"), "frozen 1") || has_line(&state, "FROZEN") || has_line(&state, "FREEZING")
+    let has = |file: &str, wanted: &str| has_line(&dir.join(file), wanted);
+    has("cgroup.events", "frozen 1")
+        || has("cgroup.freeze", "1")
+        || has("freezer.state", "FROZEN")
+        || has("freezer.state", "FREEZING")
 }
 
 fn has_line(file: &Path, wanted: &str) -> bool {
