@@ -23,6 +23,24 @@ fn the_exit_code_is_the_programs() {
     assert_eq!(thaw.wait().code(), Some(7));
 }
 
+/// The first thread ends the program before thaw has let the last one go.
+#[test]
+fn a_program_that_ends_at_once_keeps_its_exit_code() {
+    if !can_thaw() {
+        return;
+    }
+    let dir = scratch();
+    let mut program = Program::start(build::fixture("threads/ending.c").current_dir(dir.path()));
+    program.wait_for(|line| line == "READY");
+    let frozen = Frozen::program(dir, program);
+    frozen.go();
+    for round in 0..20 {
+        let thaw = cryopod(&[&"thaw", &frozen.image]);
+        assert_eq!(thaw.status.code(), Some(7), "round {round}: {}", stderr(&thaw));
+        assert!(!exists(frozen.pid));
+    }
+}
+
 #[test]
 fn a_program_that_a_signal_ends_gives_128_and_its_number() {
     let Some(frozen) = Frozen::perl(WAIT_FOR_GO) else {

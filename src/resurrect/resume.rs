@@ -13,7 +13,7 @@ use super::stage::Stage;
 use super::threads::signal_of;
 use crate::arch::{Interrupted, Registers};
 use crate::image::state::{Process, RegSet, SigInfo, Thread, TimedWait};
-use crate::tracer::{Resume, Stop, Stopped};
+use crate::tracer::{Error as TracerError, Resume, Stop, Stopped};
 
 /// How the restored program goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,9 +134,16 @@ impl Rebuilt<'_> {
         let begin = Instant::now();
         self.alive = false;
         let mut failed = None;
-        for task in self.tasks.drain(..) {
-            if let Err(error) = task.detach(0) {
-                failed.get_or_insert(error);
+        for (index, task) in self.tasks.drain(..).enumerate() {
+            // The first runs, and may end the program, while others are still to be let go.
+            let detached = match index {
+                0 => task.detach(0),
+                _ => task.detach_or_reap(),
+            };
+            match detached {
+                // Whoever waits for the program will hear of it.
+                Ok(()) | Err(TracerError::Gone(_)) => {}
+                Err(error) => drop(failed.get_or_insert(error)),
             }
         }
         let window = begin.elapsed();

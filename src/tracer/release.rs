@@ -51,8 +51,13 @@ impl StoppedProcess {
     /// Lets every thread go even where one is gone (another process may have killed it); tells of the first other error.
     fn detach_all(&mut self) -> Result<()> {
         let mut outcome = Ok(());
-        for thread in self.threads.drain(..) {
-            match thread.task.detach(0) {
+        for (index, thread) in self.threads.drain(..).enumerate() {
+            // The first runs, and may end the process, while others are still to be let go.
+            let detached = match index {
+                0 => thread.task.detach(0),
+                _ => thread.task.detach_or_reap(),
+            };
+            match detached {
                 Ok(()) | Err(Error::Gone(_)) => {}
                 Err(error) if outcome.is_ok() => outcome = Err(error),
                 Err(_later) => {}
@@ -63,7 +68,7 @@ impl StoppedProcess {
 }
 
 /// Waits for the end of a task as its tracer. The end of our own child is left for us as its parent, too (`keep`).
-fn reap(tid: Pid, keep: bool) -> Result<()> {
+pub(super) fn reap(tid: Pid, keep: bool) -> Result<()> {
     let options = libc::WEXITED | libc::__WALL | if keep { libc::WNOWAIT } else { 0 };
     loop {
         // SAFETY: a zeroed siginfo_t is a valid one, and waitid fills it.

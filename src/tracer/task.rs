@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use super::proc::ProcDir;
+use super::release::reap;
 use super::wait::wait_until;
 use super::{Error, Result, Stop, Waited, wait_for};
 use crate::arch::Registers;
@@ -278,6 +279,16 @@ impl Stopped {
     pub fn detach(mut self, signal: i32) -> Result<()> {
         self.attached = false;
         request(libc::PTRACE_DETACH, "PTRACE_DETACH", self.tid, 0, signal as usize).map(drop)
+    }
+
+    /// Detaches a thread that is not the first of its process. One that has ended meanwhile is waited for, as its tracer must: until
+    /// then the kernel tells nobody of the end of the process (delay_group_leader(), kernel/exit.c).
+    pub fn detach_or_reap(self) -> Result<()> {
+        let tid = self.tid;
+        match self.detach(0) {
+            Err(Error::Gone(_)) => reap(tid, false),
+            other => other,
+        }
     }
 }
 
