@@ -30,7 +30,7 @@ fn a_program_that_ends_at_once_keeps_its_exit_code() {
         return;
     }
     let dir = scratch();
-    let mut program = Program::start(build::fixture("threads/ending.c").current_dir(dir.path()));
+    let mut program = Program::start(build::fixture("freezer/ending.c").current_dir(dir.path()));
     program.wait_for(|line| line == "READY");
     let frozen = Frozen::program(dir, program);
     frozen.go();
