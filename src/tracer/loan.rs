@@ -12,7 +12,6 @@ use super::bpf::Call;
 use super::pin::Pinned;
 use super::process::StoppedProcess;
 use super::script::{self, Script};
-use super::seccomp::forbidden;
 use super::seize::adopt;
 use super::thread::StoppedThread;
 use super::way_home::{DeadBytes, FreeSlot, MARK, RESULTS_LEN, is_left_page};
@@ -177,7 +176,10 @@ impl<'a> Loan<'a> {
         };
         match filters.allow(call) {
             true => Ok(()),
-            false => Err(forbidden(self.tid(), name)),
+            false => Err(Error::Forbidden {
+                tid: self.tid(),
+                call: name,
+            }),
         }
     }
 
@@ -343,7 +345,7 @@ impl<'a> Loan<'a> {
 
     /// Waits for the stop that an interrupt asked for. Signals on the way are let in.
     fn arrive(&mut self) -> Result<()> {
-        let mut stop = self.thread_mut().task.wait_unless_dead()?;
+        let mut stop = self.thread_mut().task.wait()?;
         while !matches!(stop, Stop::Interrupted { .. }) {
             let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
             self.signals += 1;
@@ -352,8 +354,7 @@ impl<'a> Loan<'a> {
             }
             let task = &mut self.thread_mut().task;
             task.interrupt()?;
-            task.resume(Resume::Continue, signal)?;
-            stop = task.wait_unless_dead()?;
+            stop = task.resume_and_wait(Resume::Continue, signal)?;
             self.after_signal()?;
         }
         let StoppedProcess { threads, memory, .. } = &mut *self.process;
@@ -484,7 +485,7 @@ impl<'a> Loan<'a> {
 
     /// What is mapped must be unmapped.
     fn check_room(&self, map: [u64; 6]) -> Result<()> {
-        let unmap = [self.results, PAGE, 0, 0, 0, 0];
+        let unmap = [self.results, RESULTS_LEN, 0, 0, 0, 0];
         self.check_allowed("mmap", CALL_AT, libc::SYS_mmap as u64, map)?;
         self.check_allowed("munmap", CALL_AT, libc::SYS_munmap as u64, unmap)
     }

@@ -4,7 +4,7 @@
 use nix::errno::Errno;
 
 use super::bpf::{self, Call, INSTRUCTION_LEN, Instruction};
-use super::{Error, Result, Stopped};
+use super::{Result, Stopped};
 use crate::image::state::Filter;
 
 const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
@@ -91,11 +91,6 @@ impl Stopped {
         const PTRACE_O_SUSPEND_SECCOMP: i32 = 1 << 21;
         self.set_options(libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP)
     }
-}
-
-/// What is said of a call that was not made.
-pub(super) fn forbidden(tid: nix::unistd::Pid, call: &'static str) -> Error {
-    Error::Forbidden { tid, call }
 }
 
 #[cfg(test)]

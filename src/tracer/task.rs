@@ -1,12 +1,11 @@
 //! One task under ptrace, with its state as a type.
 
 use std::ffi::c_void;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-use super::proc::ProcDir;
 use super::release::reap;
 use super::wait::wait_until;
 use super::{Error, Result, Stop, Waited, wait_for};
@@ -121,23 +120,6 @@ impl Stopped {
     pub fn wait(&mut self) -> Result<Stop> {
         let waited = wait_for(self.tid)?;
         self.note(waited)
-    }
-
-    /// As [`wait`](Self::wait), for a task that somebody else may kill: the end of a first thread is reported after that of all others
-    /// (delay_group_leader(), kernel/exit.c), which nobody waits for meanwhile.
-    pub fn wait_unless_dead(&mut self) -> Result<Stop> {
-        loop {
-            if let Some(stop) = self.wait_until(Instant::now() + Duration::from_millis(100))? {
-                return Ok(stop);
-            }
-            if ProcDir::open(self.tid)
-                .and_then(|proc| proc.stat())
-                .is_ok_and(|stat| stat.is_dead())
-            {
-                self.attached = false;
-                return Err(Error::Gone(self.tid));
-            }
-        }
     }
 
     /// As [`wait`](Self::wait), until `deadline`: None where the task still runs.
