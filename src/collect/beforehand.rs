@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result};
 
+use super::headroom::kibibytes;
 use super::memory::{self, Area};
 use super::proc::ProcDir;
 
@@ -79,11 +80,9 @@ fn flags_but_lost(area: &Area) -> Vec<[u8; 2]> {
     flags.filter(|code| !lost.contains(&code)).collect()
 }
 
-/// `VmLck: 4 kB`, in bytes.
+/// In bytes.
 fn locked_memory(status: &str) -> Result<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
-    let kibibytes = line.context("no VmLck in status")?.trim().trim_end_matches(" kB");
-    Ok(kibibytes.parse::<u64>().context("VmLck")? << 10)
+    kibibytes(status, "VmLck:").context("VmLck")
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::frozen::group_dirs;
+use super::control_groups::group_dirs;
 use super::proc::ProcDir;
 
 /// What the kernel needs besides: structures of each mapping, and reserves of its own.
@@ -28,8 +28,8 @@ pub fn too_little_memory(process: &ProcDir) -> Result<Option<String>> {
     }))
 }
 
-/// `MemAvailable:   18874368 kB`.
-fn kibibytes(text: &str, name: &str) -> Option<u64> {
+/// `MemAvailable:   18874368 kB`, in bytes.
+pub(super) fn kibibytes(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? << 10)
 }
