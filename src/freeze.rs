@@ -216,14 +216,9 @@ fn encode(
         progress: &|bytes| options.observer.wrote(bytes),
         cancelled,
     };
-    let mut sink = output.sink(cancelled);
-    let written = write::write_image(
-        &mut sink,
-        &described.snapshot,
-        &described.extents,
-        source,
-        &write_options,
-    );
+    let written = output.write_by(options.sync, cancelled, |sink| {
+        write::write_image(sink, &described.snapshot, &described.extents, source, &write_options)
+    });
     if cancelled.load(Ordering::Relaxed) {
         bail!("a signal cancelled it");
     }

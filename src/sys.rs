@@ -51,9 +51,18 @@ pub fn read_whole(file: impl AsFd) -> nix::Result<Vec<u8>> {
 
 /// Starts writing the dirty pages of a range of a file to the disk, without waiting (sync_file_range(2)).
 pub fn start_writeback(file: impl AsFd, offset: u64, len: u64) -> nix::Result<()> {
+    sync_file_range(file, offset, len, libc::SYNC_FILE_RANGE_WRITE)
+}
+
+/// Waits until the pages of a range of a file that are on their way to the disk are there. Proves nothing: sync_file_range(2).
+pub fn finish_writeback(file: impl AsFd, offset: u64, len: u64) -> nix::Result<()> {
+    sync_file_range(file, offset, len, libc::SYNC_FILE_RANGE_WAIT_BEFORE)
+}
+
+fn sync_file_range(file: impl AsFd, offset: u64, len: u64, flags: u32) -> nix::Result<()> {
     let fd = file.as_fd().as_raw_fd();
     // SAFETY: the call takes numbers only.
-    let rc = unsafe { libc::sync_file_range(fd, offset as i64, len as i64, libc::SYNC_FILE_RANGE_WRITE) };
+    let rc = unsafe { libc::sync_file_range(fd, offset as i64, len as i64, flags) };
     Errno::result(rc).map(drop)
 }
 

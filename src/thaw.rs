@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 
 use crate::arch;
 use crate::fd::{self, Pump, ReopenContext, Stdio};
-use crate::image::read::Reader;
+use crate::image::read::{Reader, Sink as PageSink, Totals};
 use crate::image::state::{Process, Snapshot};
 use crate::refusal::{Refusal, Refused};
 use crate::resurrect::plan::{Plan, Session, Wishes, plan};
@@ -87,17 +87,33 @@ pub fn thaw(source: Source, options: &Options, progress: Progress<'_>) -> Result
         foreground::hold_signals_but_aborts()?;
     }
     let owner = trust::owner(&source)?;
-    let input: Box<dyn Read + Send> = match source {
-        Source::File { file, .. } => Box::new(file),
-        Source::Stdin => Box::new(std::io::stdin()),
-    };
+    match source {
+        Source::File { file, .. } if file.metadata().is_ok_and(|metadata| metadata.is_file()) => {
+            thaw_from(file, Reader::pages_of_file, owner, options, progress)
+        }
+        Source::File { file, .. } => thaw_from(file, Reader::pages, owner, options, progress),
+        Source::Stdin => thaw_from(std::io::stdin(), Reader::pages, owner, options, progress),
+    }
+}
+
+/// How the content of memory comes out of an image.
+type Pages<R> = fn(Reader<R>, usize, PageSink<'_>) -> Result<Totals>;
+
+fn thaw_from<R: Read>(
+    input: R,
+    pages: Pages<R>,
+    owner: Option<trust::Owner>,
+    options: &Options,
+    progress: Progress<'_>,
+) -> Result<Thawed> {
     let (reader, snapshot) = decode(input)?;
     let decided = decide(&snapshot, owner, options)?;
     let mut warnings = Vec::new();
     warnings.extend_from_slice(&decided.warnings);
 
     let made = trust::with_rights_over_files(owner, options.trust, || make(&snapshot, decided))??;
-    let brought = bring_back(&snapshot, &made, reader, options, progress);
+    let pages = |sink: PageSink<'_>| pages(reader, options.jobs, sink);
+    let brought = bring_back(&snapshot, &made, pages, options, progress);
     let (memory_bytes, window, notes) = brought.map_err(|error| taken_meanwhile(error, &snapshot))?;
     warnings.extend(notes);
     Ok(Thawed {
@@ -111,17 +127,17 @@ pub fn thaw(source: Source, options: &Options, progress: Progress<'_>) -> Result
 }
 
 /// Rebuilds and resumes; returns how much memory came, the window from the first to the last thread let go, and notes for people. An error leaves nothing.
-fn bring_back<R: Read + Send>(
+fn bring_back(
     snapshot: &Snapshot,
     made: &Made,
-    reader: Reader<R>,
+    pages: impl FnOnce(PageSink<'_>) -> Result<Totals>,
     options: &Options,
     progress: Progress<'_>,
 ) -> Result<(u64, std::time::Duration, Vec<String>)> {
     let mut rebuilt = rebuild(snapshot, made)?;
     let mut notes = made.groups.join_process(made.plan.pid);
     let total = resident_bytes(snapshot);
-    let memory_bytes = fill(&mut rebuilt, reader, made, options.jobs, &|done| progress(done, total))?;
+    let memory_bytes = fill(&mut rebuilt, pages, made, &|done| progress(done, total))?;
     notes.extend(rebuilt.set_login().context("login id")?);
     rebuilt.finish()?;
     notes.extend(made.groups.join_threads());
@@ -161,7 +177,7 @@ fn taken_meanwhile(error: anyhow::Error, snapshot: &Snapshot) -> anyhow::Error {
     }
 }
 
-fn decode<R: Read + Send>(input: R) -> Result<(Reader<R>, Snapshot)> {
+fn decode<R: Read>(input: R) -> Result<(Reader<R>, Snapshot)> {
     let mut reader = Reader::open(input)?;
     let header = reader.header();
     if header.machine != arch::ELF_MACHINE {
@@ -307,16 +323,15 @@ fn the_process(snapshot: &Snapshot) -> Result<&Process> {
 }
 
 /// Streams the content into place; returns how much memory came.
-fn fill<R: Read + Send>(
+fn fill(
     rebuilt: &mut Rebuilt<'_>,
-    reader: Reader<R>,
+    pages: impl FnOnce(PageSink<'_>) -> Result<Totals>,
     made: &Made,
-    jobs: usize,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<u64> {
     let fill = rebuilt.fill(made.shared.iter().map(AsFd::as_fd).collect())?;
     let done = AtomicU64::new(0);
-    reader.pages(jobs, &|run| {
+    pages(&|run| {
         fill.write(&run)?;
         progress(done.fetch_add(run.len, Ordering::Relaxed) + run.len);
         Ok(())

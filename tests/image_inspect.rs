@@ -4,7 +4,7 @@ mod image_sample;
 
 use cryopod::image::pages::Extent;
 use cryopod::image::state::{RegSet, Snapshot};
-use cryopod::image::write::{Compression, Options, write_image};
+use cryopod::image::write::{Compression, Options, Sink, write_image};
 use image_sample::*;
 use serde_json::Value;
 use std::fs::File;
@@ -70,7 +70,7 @@ fn write(machine: u16, snapshot: &Snapshot, extents: &[Extent]) -> Vec<u8> {
         progress: &|_| (),
         cancelled: &cancelled,
     };
-    write_image(&mut bytes, snapshot, extents, &Pattern, &options).unwrap();
+    write_image(Sink::Stream(&mut bytes), snapshot, extents, &Pattern, &options).unwrap();
     bytes
 }
 

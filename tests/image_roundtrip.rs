@@ -4,7 +4,7 @@ mod image_sample;
 
 use cryopod::image::pages::{Extent, PageRun, Space, Zeros};
 use cryopod::image::read::Reader;
-use cryopod::image::write::{Compression, Options, write_image};
+use cryopod::image::write::{Compression, Options, Sink, write_image};
 use image_sample::*;
 use std::collections::HashMap;
 use std::io::{self, Cursor, Write};
@@ -97,7 +97,7 @@ fn pages_of_64_kib_come_back() {
         ..options(&|_| (), &cancelled)
     };
     let mut image = Vec::new();
-    write_image(&mut image, &snapshot, &extents, &Pattern, &options).unwrap();
+    write_image(Sink::Stream(&mut image), &snapshot, &extents, &Pattern, &options).unwrap();
     let bytes = AtomicU64::new(0);
     let add = |run: PageRun<'_>| {
         assert!(run.offset.is_multiple_of(LARGE) && run.len.is_multiple_of(LARGE));
@@ -141,7 +141,14 @@ fn progress_counts_all_memory() {
     let cancelled = AtomicBool::new(false);
     let progress = |bytes| done.store(bytes, Ordering::Relaxed);
     let options = options(&progress, &cancelled);
-    write_image(&mut io::sink(), &snapshot(500, 9), &extents(500, 9), &Pattern, &options).unwrap();
+    write_image(
+        Sink::Stream(&mut io::sink()),
+        &snapshot(500, 9),
+        &extents(500, 9),
+        &Pattern,
+        &options,
+    )
+    .unwrap();
     assert_eq!(done.into_inner(), (500 + 2 + 9) * PAGE);
 }
 
@@ -151,7 +158,7 @@ fn a_cancelled_image_is_an_error() {
     let progress = |_| cancelled.store(true, Ordering::Relaxed);
     let options = options(&progress, &cancelled);
     let error = write_image(
-        &mut io::sink(),
+        Sink::Stream(&mut io::sink()),
         &snapshot(5000, 9),
         &extents(5000, 9),
         &Pattern,
@@ -180,7 +187,7 @@ fn a_full_sink_ends_the_writing() {
     let options = options(&|_| (), &cancelled);
     for room in [0, 10, 5000, 1 << 20] {
         let error = write_image(
-            &mut Full(room),
+            Sink::Stream(&mut Full(room)),
             &snapshot(5000, 9),
             &extents(5000, 9),
             &Pattern,
@@ -205,7 +212,7 @@ fn memory_that_cannot_be_read_ends_the_writing() {
     let cancelled = AtomicBool::new(false);
     let options = options(&|_| (), &cancelled);
     let error = write_image(
-        &mut io::sink(),
+        Sink::Stream(&mut io::sink()),
         &snapshot(5000, 9),
         &extents(5000, 9),
         &Broken,
@@ -224,7 +231,14 @@ fn memory_outside_of_all_mappings_is_not_written() {
     let options = options(&|_| (), &cancelled);
     let mut stray = extents(5, 2);
     stray[0].len += PAGE;
-    let error = write_image(&mut io::sink(), &snapshot(5, 2), &stray, &Pattern, &options).unwrap_err();
+    let error = write_image(
+        Sink::Stream(&mut io::sink()),
+        &snapshot(5, 2),
+        &stray,
+        &Pattern,
+        &options,
+    )
+    .unwrap_err();
     assert!(format!("{error:#}").contains("lies in no mapping"), "{error:#}");
 }
 

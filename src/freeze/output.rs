@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 
 use crate::image::file::{self, PendingFile};
+use crate::image::write::Sink;
 
 pub enum Output {
     File(PendingFile),
@@ -40,13 +41,17 @@ impl Output {
         Ok(Output::Stream(own.into()))
     }
 
-    /// For the time of writing.
-    pub fn sink<'a>(&'a mut self, cancelled: &'a AtomicBool) -> Sink<'a> {
-        let inner: &mut dyn Write = match self {
-            Output::File(file) => file,
-            Output::Stream(file) => file,
-        };
-        Sink { inner, cancelled }
+    /// Writes an image by `write`. `sync` says that it is going to be committed so.
+    pub fn write_by<T>(
+        &mut self,
+        sync: bool,
+        cancelled: &AtomicBool,
+        write: impl FnOnce(Sink<'_>) -> Result<T>,
+    ) -> Result<T> {
+        match self {
+            Output::File(file) => write(Sink::File(&file.sink(sync))),
+            Output::Stream(stream) => write(Sink::Stream(&mut Stream { stream, cancelled })),
+        }
     }
 
     /// A file for what has to be kept for a while, on the disk that the image goes to where it goes to one.
@@ -66,32 +71,32 @@ impl Output {
     }
 }
 
-/// A writer that ends when the freeze is cancelled, also inside a write that waits for a slow reader: the signal interrupts it.
-pub struct Sink<'a> {
-    inner: &'a mut dyn Write,
+/// A stream that ends when the freeze is cancelled, also inside a write that waits for a slow reader: the signal interrupts it.
+struct Stream<'a> {
+    stream: &'a File,
     cancelled: &'a AtomicBool,
 }
 
-impl Sink<'_> {
-    fn unless_cancelled<T>(&mut self, write: impl FnOnce(&mut dyn Write) -> io::Result<T>) -> io::Result<T> {
+impl Stream<'_> {
+    fn unless_cancelled<T>(&mut self, write: impl FnOnce(&mut &File) -> io::Result<T>) -> io::Result<T> {
         if self.cancelled.load(Ordering::Relaxed) {
             return Err(io::Error::other("cancelled"));
         }
-        write(self.inner)
+        write(&mut self.stream)
     }
 }
 
-impl Write for Sink<'_> {
+impl Write for Stream<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.unless_cancelled(|inner| inner.write(bytes))
+        self.unless_cancelled(|stream| stream.write(bytes))
     }
 
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.unless_cancelled(|inner| inner.write_vectored(slices))
+        self.unless_cancelled(|stream| stream.write_vectored(slices))
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.unless_cancelled(|inner| inner.flush())
+        self.unless_cancelled(|stream| stream.flush())
     }
 }
 
@@ -102,11 +107,15 @@ mod tests {
     #[test]
     fn a_cancelled_freeze_writes_no_more() {
         let (_reader, writer) = io::pipe().unwrap();
-        let mut output = Output::Stream(File::from(std::os::fd::OwnedFd::from(writer)));
+        let file = File::from(std::os::fd::OwnedFd::from(writer));
         let cancelled = AtomicBool::new(false);
-        assert_eq!(output.sink(&cancelled).write(b"x").unwrap(), 1);
+        let mut stream = Stream {
+            stream: &file,
+            cancelled: &cancelled,
+        };
+        assert_eq!(stream.write(b"x").unwrap(), 1);
         cancelled.store(true, Ordering::Relaxed);
-        assert!(output.sink(&cancelled).write(b"x").is_err());
+        assert!(stream.write(b"x").is_err());
     }
 
     #[test]

@@ -1,21 +1,26 @@
 //! The file of an image while it is written: it appears under its name only when it is complete.
 
+use super::output::WriteAt;
 use crate::sys;
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::Mode;
+use nix::sys::uio::pwritev;
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Permissions};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// So much is written before the disk is told to begin.
-const WRITEBACK_LEN: u64 = 16 << 20;
+const WRITEBACK_LEN: u64 = 8 << 20;
+/// And so many pieces of it may be on their way to the disk.
+const CHUNKS_AHEAD: u64 = 2;
 
 /// A file that has no name yet. Dropping it without [`PendingFile::commit`] leaves nothing behind, and where the file system has
 /// O_TMPFILE, so does SIGKILL.
@@ -28,9 +33,6 @@ pub struct PendingFile {
     name: OsString,
     /// The name that the file has meanwhile, where it could not do without one.
     temporary: Option<OsString>,
-    written: u64,
-    /// What of it the disk was told to write.
-    started: u64,
 }
 
 impl PendingFile {
@@ -66,8 +68,6 @@ impl PendingFile {
             path: path.to_owned(),
             name: name.to_owned(),
             temporary,
-            written: 0,
-            started: 0,
         })
     }
 
@@ -131,32 +131,63 @@ impl PendingFile {
         }
     }
 
-    fn count(&mut self, written: usize) {
-        self.written += written as u64;
-        let pending = self.written - self.started;
-        if pending >= WRITEBACK_LEN {
-            // Only so that the sync at the end finds little to do. It reports nothing that the sync does not report too.
-            let _ = sys::start_writeback(&self.file, self.started, pending);
-            self.started = self.written;
+    /// The door for its content. `sync` says that [`PendingFile::commit`] will wait for the disk: then the disk begins at once, and
+    /// a writer that is far ahead of it waits.
+    pub fn sink(&self, sync: bool) -> FileSink<'_> {
+        FileSink {
+            file: &self.file,
+            sync,
+            written: AtomicU64::new(0),
         }
     }
 }
 
-impl Write for PendingFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.count(written);
-        Ok(written)
-    }
+/// Takes the content of a [`PendingFile`], from any number of threads.
+pub struct FileSink<'a> {
+    file: &'a File,
+    sync: bool,
+    written: AtomicU64,
+}
 
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        let written = self.file.write_vectored(slices)?;
-        self.count(written);
-        Ok(written)
+impl WriteAt for FileSink<'_> {
+    fn write_all_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
+        let mut slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let mut slices = &mut slices[..];
+        let mut at = offset;
+        while !slices.is_empty() {
+            match pwritev(self.file, slices, i64::try_from(at).map_err(io::Error::other)?) {
+                Ok(0) if slices.iter().all(|slice| slice.is_empty()) => break,
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    at += written as u64;
+                    IoSlice::advance_slices(&mut slices, written);
+                }
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        if self.sync {
+            self.keep_disk_busy(at - offset);
+        }
+        Ok(())
     }
+}
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+impl FileSink<'_> {
+    /// Tells the disk to begin with a chunk once all of it ought to be there, and waits until it is done with one that lies some back:
+    /// only so that the sync at the end finds little to do, and that a slow disk is noticed before. An error is one that the sync reports too.
+    fn keep_disk_busy(&self, bytes: u64) {
+        let before = self.written.fetch_add(bytes, Ordering::Relaxed);
+        let chunk = (before + bytes) / WRITEBACK_LEN;
+        if before / WRITEBACK_LEN == chunk {
+            return;
+        }
+        if let Some(last) = chunk.checked_sub(2) {
+            let _ = sys::start_writeback(self.file, last * WRITEBACK_LEN, WRITEBACK_LEN);
+        }
+        if let Some(old) = chunk.checked_sub(2 + CHUNKS_AHEAD) {
+            let _ = sys::finish_writeback(self.file, old * WRITEBACK_LEN, WRITEBACK_LEN);
+        }
     }
 }
 
@@ -243,8 +274,8 @@ mod tests {
     }
 
     fn write(path: &Path, content: &[u8]) -> PendingFile {
-        let mut file = PendingFile::create(path).unwrap();
-        file.write_all(content).unwrap();
+        let file = PendingFile::create(path).unwrap();
+        file.sink(true).write_all_at(&[content], 0).unwrap();
         file
     }
 
@@ -319,7 +350,7 @@ mod tests {
     fn a_spare_file_has_no_name() {
         let directory = tempfile::tempdir().unwrap();
         let file = PendingFile::create(&directory.path().join("app.img")).unwrap();
-        file.spare().unwrap().write_all(b"content").unwrap();
+        io::Write::write_all(&mut file.spare().unwrap(), b"content").unwrap();
         assert!(names(directory.path()).is_empty());
     }
 

@@ -42,6 +42,10 @@ impl<R: Read> Input<R> {
         Ok((input, header))
     }
 
+    pub fn file(&self) -> &R {
+        self.from.get_ref()
+    }
+
     pub fn offset(&self) -> u64 {
         self.offset
     }

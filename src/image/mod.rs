@@ -12,6 +12,7 @@ pub mod header;
 mod index;
 mod input;
 mod output;
+mod pace;
 pub mod pages;
 mod place;
 pub mod read;

@@ -6,12 +6,13 @@ use super::header::Header;
 use super::index::{Entry, Expected, Trailer};
 use super::input::{Input, Record, check_body};
 use super::pages::{FrameHead, PageRun};
-use super::place::{Frame, place_frames};
+use super::place::{Body, Frame, Placing};
 use super::record::{MAY_SKIP, agree, kind};
 use super::state::Snapshot;
 use super::validate;
 use super::write::job_count;
 use crossbeam_channel::{Receiver, Sender, bounded};
+use std::fs::File;
 use std::io::{Read, Seek};
 
 pub use super::Error;
@@ -32,6 +33,9 @@ pub struct Totals {
 
 /// Takes the head of each frame of pages, and how many bytes its content takes in the file.
 pub type Visit<'a> = dyn FnMut(&FrameHead, u64) + 'a;
+
+/// Takes runs of pages, from several threads at once.
+pub type Sink<'a> = &'a (dyn Fn(PageRun<'_>) -> anyhow::Result<()> + Sync);
 
 /// An image whose header was checked.
 pub struct Reader<R> {
@@ -68,24 +72,40 @@ impl<R: Read> Reader<R> {
 
     /// Hands every run of pages to `sink`, from `jobs` threads at once (0: as many as there are CPUs), and returns once all were taken
     /// and the end of the image proved it whole.
-    pub fn pages(
+    pub fn pages(self, jobs: usize, sink: Sink<'_>) -> anyhow::Result<Totals> {
+        self.pages_with(jobs, sink, None, |input, record, spares| {
+            let mut body = spares.try_recv().unwrap_or_default();
+            input.body_into(record, &mut body)?;
+            Ok(Body::Here(body))
+        })
+    }
+
+    fn pages_with(
         mut self,
         jobs: usize,
-        sink: &(dyn Fn(PageRun<'_>) -> anyhow::Result<()> + Sync),
+        sink: Sink<'_>,
+        file: Option<&File>,
+        body: impl Fn(&mut Input<R>, &Record, &Receiver<Vec<u8>>) -> Result<Body, Error>,
     ) -> anyhow::Result<Totals> {
         self.read_state()?;
         let jobs = job_count(jobs);
         let (frames, work) = bounded::<Frame>(jobs);
         let (spent, spares) = bounded(2 * jobs);
         let (failed, failures) = bounded(jobs);
+        let placing = Placing {
+            sink,
+            file,
+            spent,
+            failed,
+        };
         let read = std::thread::scope(|scope| {
             for _ in 0..jobs {
-                let (work, spent, failed) = (work.clone(), spent.clone(), failed.clone());
-                scope.spawn(move || place_frames(&work, &spent, &failed, sink));
+                let (work, placing) = (work.clone(), &placing);
+                scope.spawn(move || placing.run(&work));
             }
             // Only workers hold the receiving end now, so that sending fails once all of them have.
-            drop((work, failed));
-            self.send_frames(frames, &spares, &failures)
+            drop(work);
+            self.send_frames(frames, &failures, |input, record| body(input, record, &spares))
         });
         match failures.try_recv() {
             Ok(failure) => Err(failure),
@@ -141,12 +161,11 @@ impl<R: Read> Reader<R> {
     fn send_frames(
         &mut self,
         frames: Sender<Frame>,
-        spares: &Receiver<Vec<u8>>,
         failures: &Receiver<anyhow::Error>,
+        body: impl Fn(&mut Input<R>, &Record) -> Result<Body, Error>,
     ) -> Result<Totals, Error> {
         while let Some((record, head)) = self.next_frame()? {
-            let mut body = spares.try_recv().unwrap_or_default();
-            self.input.body_into(&record, &mut body)?;
+            let body = body(&mut self.input, &record)?;
             let frame = Frame { record, head, body };
             if !failures.is_empty() || frames.send(frame).is_err() {
                 break;
@@ -226,6 +245,18 @@ impl<R: Read> Reader<R> {
             }
             self.input.pass_body(&record)?;
         }
+    }
+}
+
+impl Reader<File> {
+    /// [`Reader::pages`] of a regular file, whose bodies the threads read themselves, each its own.
+    pub fn pages_of_file(self, jobs: usize, sink: Sink<'_>) -> anyhow::Result<Totals> {
+        let file = self.input.file().try_clone()?;
+        self.pages_with(jobs, sink, Some(&file), |input, record, _| {
+            let offset = input.offset();
+            input.seek_past_body(record)?;
+            Ok(Body::At(offset))
+        })
     }
 }
 

@@ -1,12 +1,13 @@
 //! The workers that write: each reads a frame of pages, leaves out the zeros, and compresses the rest.
 
+use super::pace::Pace;
 use super::pages::{Codec, Extent, FRAME_LEN, FrameHead, PageSource, Run, Space, Zeros};
 use super::record::Body;
 use super::write::{Compression, Options};
 use anyhow::{Context, Result};
-use crossbeam_channel::{Receiver, Sender};
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// The level of [`Compression::Auto`]: faster than most disks.
 const AUTO_LEVEL: i32 = 1;
@@ -24,52 +25,61 @@ pub struct Worker<'a> {
     pub cursor: &'a Mutex<Cursor<'a>>,
     pub source: &'a dyn PageSource,
     pub options: &'a Options<'a>,
-    pub frames: Sender<Result<Frame>>,
-    /// Buffers to use again.
-    pub spares: Receiver<Vec<u8>>,
-    /// Where memory is read to.
-    pub raw: Vec<u8>,
+    /// Of [`Compression::Auto`].
+    pub pace: &'a Pace,
+    /// Set by whoever fails: the others need not go on.
+    pub failed: &'a AtomicBool,
 }
 
 impl Worker<'_> {
-    /// Makes frames until there are no more, or until one fails.
-    pub fn run(mut self) {
-        let mut compressor = match self.compressor() {
-            Ok(compressor) => compressor,
-            Err(error) => return drop(self.frames.send(Err(error))),
+    /// Makes frames and delivers them until there are no more, or until `deliver` says by None that nobody wants more. What it returns
+    /// otherwise is a buffer to use again.
+    pub fn run(&self, deliver: impl FnMut(Frame) -> Result<Option<Vec<u8>>>) -> Result<()> {
+        let made = self.make_frames(deliver);
+        made.inspect_err(|_| self.failed.store(true, Ordering::Relaxed))
+    }
+
+    fn make_frames(&self, mut deliver: impl FnMut(Frame) -> Result<Option<Vec<u8>>>) -> Result<()> {
+        let mut maker = Maker {
+            worker: self,
+            compressor: None,
+            raw: Vec::new(),
+            spare: Vec::new(),
         };
-        while !self.options.cancelled.load(Ordering::Relaxed) {
+        while !self.options.cancelled.load(Ordering::Relaxed) && !self.failed.load(Ordering::Relaxed) {
             let pieces = self.next_pieces();
             if pieces.is_empty() {
-                return;
+                break;
             }
-            let frame = self.frame(&pieces, compressor.as_mut());
-            let failed = frame.is_err();
-            // The writer hangs up when it has failed.
-            if self.frames.send(frame).is_err() || failed {
-                return;
+            let frame = maker.frame(&pieces)?;
+            match deliver(frame)? {
+                Some(spare) => maker.spare = spare,
+                None => break,
             }
         }
+        Ok(())
     }
 
     fn next_pieces(&self) -> Vec<Extent> {
         let mut cursor = self.cursor.lock().expect("no worker panics with the cursor in hand");
         cursor.next_frame()
     }
+}
 
-    fn compressor(&self) -> Result<Option<zstd::bulk::Compressor<'static>>> {
-        let level = match self.options.compression {
-            Compression::None => return Ok(None),
-            Compression::Auto => AUTO_LEVEL,
-            Compression::Zstd(level) => level,
-        };
-        Ok(Some(zstd::bulk::Compressor::new(level).context("start a compressor")?))
-    }
+/// What a worker uses again for each frame.
+struct Maker<'w, 'a> {
+    worker: &'w Worker<'a>,
+    compressor: Option<zstd::bulk::Compressor<'static>>,
+    /// Where memory is read to.
+    raw: Vec<u8>,
+    spare: Vec<u8>,
+}
 
-    fn frame(&mut self, pieces: &[Extent], compressor: Option<&mut zstd::bulk::Compressor<'static>>) -> Result<Frame> {
+impl Maker<'_, '_> {
+    fn frame(&mut self, pieces: &[Extent]) -> Result<Frame> {
         let (runs, raw_len) = self.read(pieces)?;
         let memory = pieces.iter().map(|piece| piece.len).sum();
-        let (codec, body) = self.body(raw_len, compressor)?;
+        let (codec, body) = self.body(raw_len)?;
         let body_hash = Body::new(&body).hash;
         let raw_len = raw_len as u32; // at most FRAME_LEN
         Ok(Frame {
@@ -82,14 +92,15 @@ impl Worker<'_> {
 
     /// Reads the pieces, closed up over the pages of zeros, and says what is there and how many bytes that takes.
     fn read(&mut self, pieces: &[Extent]) -> Result<(Vec<Run>, usize)> {
-        let page_size = self.options.page_size as usize;
+        let page_size = self.worker.options.page_size as usize;
         let mut runs = Vec::new();
         let mut kept = 0;
         // Only what a spare buffer lacks is filled with zeros, which nobody will see.
         self.raw.resize(FRAME_LEN, 0);
         for piece in pieces {
             let memory = &mut self.raw[kept..kept + piece.len as usize];
-            self.source.read(piece.space, piece.offset, memory).with_context(|| {
+            let read = self.worker.source.read(piece.space, piece.offset, memory);
+            read.with_context(|| {
                 format!(
                     "read {} bytes of memory at {:#x} of {:?}",
                     piece.len, piece.offset, piece.space
@@ -100,20 +111,21 @@ impl Worker<'_> {
         Ok((runs, kept))
     }
 
-    /// Compresses what was read, if it becomes smaller by it.
-    fn body(
-        &mut self,
-        raw_len: usize,
-        compressor: Option<&mut zstd::bulk::Compressor<'static>>,
-    ) -> Result<(Codec, Vec<u8>)> {
-        let mut body = self.spares.try_recv().unwrap_or_default();
-        if let Some(compressor) = compressor {
-            let raw = &self.raw[..raw_len];
+    /// What was read, compressed where that is wanted and makes it smaller.
+    fn body(&mut self, raw_len: usize) -> Result<(Codec, Vec<u8>)> {
+        let mut body = std::mem::take(&mut self.spare);
+        if let Some(level) = self.level(raw_len) {
+            let compressor = match &mut self.compressor {
+                Some(compressor) => compressor,
+                none => none.insert(zstd::bulk::Compressor::new(level).context("start a compressor")?),
+            };
             body.clear();
             body.reserve(zstd::zstd_safe::compress_bound(raw_len));
+            let begin = Instant::now();
             compressor
-                .compress_to_buffer(raw, &mut body)
+                .compress_to_buffer(&self.raw[..raw_len], &mut body)
                 .context("compress memory")?;
+            self.worker.pace.compressed(raw_len, begin.elapsed());
             if body.len() < raw_len {
                 return Ok((Codec::Zstd, body));
             }
@@ -122,6 +134,15 @@ impl Worker<'_> {
         std::mem::swap(&mut self.raw, &mut body);
         body.truncate(raw_len);
         Ok((Codec::Raw, body))
+    }
+
+    /// The level to compress the next frame with.
+    fn level(&self, raw_len: usize) -> Option<i32> {
+        match self.worker.options.compression {
+            Compression::None => None,
+            Compression::Auto => self.worker.pace.compresses(raw_len).then_some(AUTO_LEVEL),
+            Compression::Zstd(level) => Some(level),
+        }
     }
 }
 

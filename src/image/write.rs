@@ -1,24 +1,28 @@
-//! Writes an image in one pass: workers read, thin out and compress frames of pages, and one writer, the caller, puts them in the file.
+//! Writes an image in one pass: workers read, thin out and compress frames of pages. Into a stream the caller alone puts them; into a
+//! file each worker puts its own, while they are still in the cache of its processor.
 
 use super::coverage::Coverage;
 use super::header::Header;
-use super::output::Output;
-use super::pages::{Extent, PageSource};
+use super::output::{FileFrames, Frames, Output, StreamFrames};
+use super::pace::Pace;
+use super::pages::{Codec, Extent, PageSource};
 use super::record::{Body, kind};
 use super::state::Snapshot;
 use super::worker::{Cursor, Frame, Worker};
 use super::{codec, validate};
 use anyhow::{Context, Result, anyhow, bail};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::bounded;
 use std::fmt;
-use std::io::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+pub use super::output::{Sink, WriteAt};
 
 /// How pages are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// Fast compression, of what becomes smaller by it.
+    /// None while the sink takes frames faster than they could be compressed; fast compression while it does not.
     Auto,
     /// zstd of a level (zstd(1)), of what becomes smaller by it.
     Zstd(i32),
@@ -36,7 +40,7 @@ pub struct Options<'a> {
     pub compression: Compression,
     /// Threads that read and compress; 0 means as many as there are CPUs.
     pub jobs: usize,
-    /// Called with the bytes of memory done so far.
+    /// Called with the bytes of memory done so far, by one thread at a time.
     pub progress: &'a (dyn Fn(u64) + Sync),
     /// Once true, writing ends with the error [`Cancelled`].
     pub cancelled: &'a AtomicBool,
@@ -69,7 +73,7 @@ impl std::error::Error for Cancelled {}
 
 /// Writes the image of `snapshot`, with the content of `extents` as `source` has it.
 pub fn write_image(
-    sink: &mut dyn Write,
+    sink: Sink<'_>,
     snapshot: &Snapshot,
     extents: &[Extent],
     source: &dyn PageSource,
@@ -79,11 +83,30 @@ pub fn write_image(
     let mut output = Output::new(sink);
     output.header(Header::new(options.machine, options.page_size))?;
     let (head, state) = codec::encode_state(snapshot, STATE_LEVEL)?;
-    output.record(kind::STATE, &head, 0, &Body::new(&state))?;
-    let mut written = write_pages(&mut output, extents, source, options)?;
-    output.finish()?;
-    written.file_bytes = output.offset;
-    Ok(written)
+    output.record(kind::STATE, &head, &Body::new(&state))?;
+    let cursor = Mutex::new(Cursor::new(extents));
+    let jobs = job_count(options.jobs);
+    let frames = output.frames(options.page_size);
+    let pace = match &frames {
+        Frames::Stream(_) => Pace::of_stream(jobs),
+        Frames::File(_) => Pace::of_file(),
+    };
+    let worker = Worker {
+        cursor: &cursor,
+        source,
+        options,
+        pace: &pace,
+        failed: &AtomicBool::new(false),
+    };
+    let written = match frames {
+        Frames::Stream(frames) => write_stream(frames, jobs, &worker),
+        Frames::File(frames) => write_file(&frames, jobs, &worker),
+    }?;
+    if options.cancelled.load(Ordering::Relaxed) {
+        bail!(Cancelled);
+    }
+    let file_bytes = output.finish()?;
+    Ok(Written { file_bytes, ..written })
 }
 
 /// An image that its own reader would refuse must not be written: the program may exist nowhere else afterwards.
@@ -99,32 +122,85 @@ fn check(snapshot: &Snapshot, extents: &[Extent], options: &Options<'_>) -> Resu
     Ok(())
 }
 
-fn write_pages(
-    output: &mut Output<'_>,
-    extents: &[Extent],
-    source: &dyn PageSource,
-    options: &Options<'_>,
-) -> Result<Written> {
-    let cursor = Mutex::new(Cursor::new(extents));
-    let jobs = job_count(options.jobs);
-    let (frames, finished) = bounded(jobs);
+/// Workers make frames, and the caller writes them.
+fn write_stream(mut frames: StreamFrames<'_>, jobs: usize, worker: &Worker<'_>) -> Result<Written> {
+    let (finished, to_write) = bounded::<Frame>(jobs);
     let (spent, spares) = bounded(jobs);
     std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            let worker = Worker {
-                cursor: &cursor,
-                source,
-                options,
-                frames: frames.clone(),
-                spares: spares.clone(),
-                raw: Vec::new(),
-            };
-            scope.spawn(move || worker.run());
-        }
-        drop((frames, spares));
-        // Returning drops `finished`, which ends the workers at their next frame, whatever the reason.
-        collect_frames(output, finished, &spent, options)
+        let workers: Vec<_> = (0..jobs)
+            .map(|_| {
+                let (finished, spares) = (finished.clone(), spares.clone());
+                // The writer hangs up when it has failed.
+                let deliver = move |frame| {
+                    Ok(finished
+                        .send(frame)
+                        .ok()
+                        .map(|()| spares.try_recv().unwrap_or_default()))
+                };
+                scope.spawn(move || worker.run(deliver))
+            })
+            .collect();
+        drop((finished, spares));
+        let mut tally = Tally::default();
+        let written = to_write.iter().try_for_each(|frame| {
+            timed(&frame, worker.pace, || frames.write(&frame))?;
+            tally.add(&frame, worker.options);
+            // A full shelf of spare buffers only means that this one is not needed.
+            let _ = spent.try_send(frame.body);
+            Ok(())
+        });
+        // Ends the workers at their next frame, whatever the reason.
+        drop(to_write);
+        join(workers).and(written).map(|()| tally.written)
     })
+}
+
+/// Each worker writes its own frames.
+fn write_file(frames: &FileFrames<'_>, jobs: usize, worker: &Worker<'_>) -> Result<Written> {
+    let tally = Mutex::new(Tally::default());
+    let deliver = |frame: Frame| {
+        timed(&frame, worker.pace, || frames.write(&frame))?;
+        let mut tally = tally.lock().expect("no worker panics with the tally in hand");
+        tally.add(&frame, worker.options);
+        Ok(Some(frame.body))
+    };
+    std::thread::scope(|scope| join((0..jobs).map(|_| scope.spawn(|| worker.run(deliver))).collect()))?;
+    Ok(tally.into_inner().expect("no worker panicked").written)
+}
+
+/// The first error of any of them.
+fn join(workers: Vec<std::thread::ScopedJoinHandle<'_, Result<()>>>) -> Result<()> {
+    let ends: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+    let ends = ends.into_iter();
+    ends.map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        .collect()
+}
+
+fn timed(frame: &Frame, pace: &Pace, write: impl FnOnce() -> Result<()>) -> Result<()> {
+    let begin = Instant::now();
+    write()?;
+    let took: Duration = begin.elapsed();
+    if frame.head.codec == Codec::Raw {
+        pace.wrote_raw(frame.body.len(), took);
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Tally {
+    written: Written,
+    memory: u64,
+}
+
+impl Tally {
+    fn add(&mut self, frame: &Frame, options: &Options<'_>) {
+        let raw_len = u64::from(frame.head.raw_len);
+        self.memory += frame.memory;
+        self.written.stored_bytes += raw_len;
+        self.written.compressed_bytes += frame.body.len() as u64;
+        self.written.zero_bytes += frame.memory - raw_len;
+        (options.progress)(self.memory);
+    }
 }
 
 pub(super) fn job_count(asked: usize) -> usize {
@@ -133,30 +209,4 @@ pub(super) fn job_count(asked: usize) -> usize {
         jobs => jobs,
     };
     jobs.min(JOBS_MAX)
-}
-
-/// The one writer.
-fn collect_frames(
-    output: &mut Output<'_>,
-    finished: Receiver<Result<Frame>>,
-    spent: &Sender<Vec<u8>>,
-    options: &Options<'_>,
-) -> Result<Written> {
-    let mut written = Written::default();
-    let mut done = 0;
-    for frame in finished {
-        let frame = frame?;
-        output.frame(&frame, options.page_size)?;
-        done += frame.memory;
-        written.stored_bytes += u64::from(frame.head.raw_len);
-        written.compressed_bytes += frame.body.len() as u64;
-        written.zero_bytes += frame.memory - u64::from(frame.head.raw_len);
-        // A full shelf of spare buffers only means that this one is not needed.
-        let _ = spent.try_send(frame.body);
-        (options.progress)(done);
-    }
-    match options.cancelled.load(Ordering::Relaxed) {
-        true => bail!(Cancelled),
-        false => Ok(written),
-    }
 }

@@ -3,7 +3,7 @@
 use cryopod::image::pages::{Extent, PageSource, Space, Zeros};
 use cryopod::image::read::Reader;
 use cryopod::image::state::Snapshot;
-use cryopod::image::write::{Compression, Options, write_image};
+use cryopod::image::write::{Compression, Options, Sink, write_image};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -85,5 +85,5 @@ pub fn try_rewrite(image: &Path, change: impl FnOnce(&mut Snapshot)) -> anyhow::
         cancelled: &AtomicBool::new(false),
     };
     let mut file = File::create(image).expect("it is ours");
-    write_image(&mut file, &snapshot, &memory.extents(), &memory, &options).map(drop)
+    write_image(Sink::Stream(&mut file), &snapshot, &memory.extents(), &memory, &options).map(drop)
 }

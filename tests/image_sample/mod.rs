@@ -4,7 +4,7 @@
 use cryopod::image::pages::{Extent, PageSource, Space, Zeros};
 
 use cryopod::image::state::*;
-use cryopod::image::write::{Compression, Options, Written, write_image};
+use cryopod::image::write::{Compression, Options, Sink, Written, write_image};
 use std::io;
 use std::sync::atomic::AtomicBool;
 
@@ -270,7 +270,7 @@ pub fn image(heap: u64, object: u64, compression: Compression, jobs: usize) -> (
         cancelled: &cancelled,
     };
     let written = write_image(
-        &mut bytes,
+        Sink::Stream(&mut bytes),
         &snapshot(heap, object),
         &extents(heap, object),
         &Pattern,
