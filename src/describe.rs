@@ -30,6 +30,7 @@ impl Described {
         let vma = &mut vmas[found.expect("each mapping has become a vma")];
         vma.resident = populated.bytes();
         self.extents.extend(mappings::extents(&vma.backing, &populated.runs));
+        vma.huge = mappings::huge_pages(&vma.backing, &populated);
         vma.guards = populated.guards;
     }
 

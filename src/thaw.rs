@@ -137,7 +137,7 @@ fn bring_back(
     let mut rebuilt = rebuild(snapshot, made)?;
     let mut notes = made.groups.join_process(made.plan.pid);
     let total = resident_bytes(snapshot);
-    let memory_bytes = fill(&mut rebuilt, pages, made, &|done| progress(done, total))?;
+    let memory_bytes = fill(&mut rebuilt, pages, made, options.jobs, &|done| progress(done, total))?;
     notes.extend(rebuilt.set_login().context("login id")?);
     rebuilt.finish()?;
     notes.extend(made.groups.join_threads());
@@ -327,15 +327,17 @@ fn fill(
     rebuilt: &mut Rebuilt<'_>,
     pages: impl FnOnce(PageSink<'_>) -> Result<Totals>,
     made: &Made,
+    jobs: usize,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<u64> {
-    let fill = rebuilt.fill(made.shared.iter().map(AsFd::as_fd).collect())?;
+    let fill = rebuilt.fill(made.shared.iter().map(AsFd::as_fd).collect(), jobs)?;
     let done = AtomicU64::new(0);
     pages(&|run| {
         fill.write(&run)?;
         progress(done.fetch_add(run.len, Ordering::Relaxed) + run.len);
         Ok(())
     })?;
+    fill.finish()?;
     Ok(done.into_inner())
 }
 

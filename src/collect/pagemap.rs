@@ -19,6 +19,8 @@ pub struct Populated {
     pub runs: Vec<(u64, u64)>,
     /// Guard regions (madvise(2), MADV_GUARD_INSTALL), which have no content and fault.
     pub guards: Vec<(u64, u64)>,
+    /// Transparent huge pages. Only PAGEMAP_SCAN tells them.
+    pub huge: Vec<(u64, u64)>,
 }
 
 impl Populated {
@@ -87,6 +89,9 @@ impl Scanner {
                 let start = region.start.max(seen);
                 if start < region.end {
                     append(list, start, region.end);
+                    if region.categories & PAGE_IS_HUGE != 0 {
+                        append(&mut found.huge, start, region.end);
+                    }
                     seen = region.end;
                 }
             }
@@ -163,6 +168,8 @@ const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
+/// One entry of a page table's middle level maps it (pagemap_scan_thp_entry(), fs/proc/task_mmu.c).
+const PAGE_IS_HUGE: u64 = 1 << 6;
 const PAGE_IS_GUARD: u64 = 1 << 8;
 
 /// Present or swapped, and no page of a file. In anonymous memory the zero page is as good as none; in a mapping of a file it
@@ -184,7 +191,7 @@ fn request(method: Method, area: &Area, anonymous: bool) -> ScanRequest {
         inverted: without,
         all_of: without,
         any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-        returned: guard,
+        returned: guard | PAGE_IS_HUGE,
     }
 }
 

@@ -51,13 +51,22 @@ impl Described {
             end: area.end,
             prot: area.prot,
             shared: area.shared,
-            backing,
             flags: area.flags.clone(),
             name: given_name(area),
             guards: populated.guards.clone(),
+            huge: huge_pages(&backing, populated),
+            backing,
             policy: mapping.policy.clone(),
             resident: runs.iter().map(|(start, end)| end - start).sum(),
         });
+    }
+}
+
+/// Of anonymous memory: a thaw leaves those of files to the kernel.
+pub fn huge_pages(backing: &Backing, populated: &Populated) -> Vec<(u64, u64)> {
+    match backing {
+        Backing::Anonymous => populated.huge.clone(),
+        _ => Vec::new(),
     }
 }
 

@@ -42,7 +42,7 @@ fn mapping(area: Area, object: Object, runs: &[(u64, u64)]) -> Mapping {
         object,
         populated: Populated {
             runs: runs.to_vec(),
-            guards: Vec::new(),
+            ..Populated::default()
         },
         policy: None,
     }

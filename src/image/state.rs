@@ -121,6 +121,9 @@ pub struct Vma {
     pub name: Name,
     /// Guard regions (madvise(2), MADV_GUARD_INSTALL, Linux 6.13): start and end addresses, in ascending order.
     pub guards: Vec<(u64, u64)>,
+    /// Transparent huge pages of anonymous memory: start and end addresses, in ascending order. A hint: where none can be had, small pages
+    /// hold the same.
+    pub huge: Vec<(u64, u64)>,
     /// mbind(2); None follows the thread that first touches a page.
     pub policy: Option<MemoryPolicy>,
     /// Bytes of its own that were resident (or swapped) and therefore are in the image, zero pages included.

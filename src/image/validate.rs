@@ -249,7 +249,10 @@ fn check_vma(vma: &Vma, snapshot: &Snapshot, header: &Header) -> Checked {
         "holds more than it is long".into()
     })?;
     check_name(&vma.name, "it")?;
-    check_guards(vma, page)?;
+    check_ranges(vma, &vma.guards, page, "a guard")?;
+    check_ranges(vma, &vma.huge, page, "a huge page")?;
+    let huge: u64 = vma.huge.iter().map(|(start, end)| end - start).sum();
+    ensure(huge <= vma.resident, || "has more huge pages than pages".into())?;
     check_policy(vma.policy.as_ref())?;
     let (what, index, count, offset) = match &vma.backing {
         Backing::Anonymous => return ensure(!vma.shared, || "is shared and belongs to nothing".into()),
@@ -267,12 +270,12 @@ fn check_vma(vma: &Vma, snapshot: &Snapshot, header: &Header) -> Checked {
     })
 }
 
-fn check_guards(vma: &Vma, page: u64) -> Checked {
+fn check_ranges(vma: &Vma, ranges: &[(u64, u64)], page: u64, what: &str) -> Checked {
     let mut previous_end = vma.start;
-    for &(start, end) in &vma.guards {
+    for &(start, end) in ranges {
         let inside = previous_end <= start && start < end && end <= vma.end;
         let whole = start.is_multiple_of(page) && end.is_multiple_of(page);
-        ensure(inside && whole, || format!("has a guard at {start:#x}-{end:#x}"))?;
+        ensure(inside && whole, || format!("has {what} at {start:#x}-{end:#x}"))?;
         previous_end = end;
     }
     Ok(())

@@ -3,13 +3,16 @@
 #![deny(unsafe_code)]
 
 use std::fs::File;
+use std::io::IoSlice;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, bail};
-use nix::sys::uio::pwrite;
+use nix::sys::uio::{RemoteIoVec, process_vm_writev, pwrite};
+use nix::unistd::Pid;
 
 use super::uffd::Uffd;
+use crate::arch;
 use crate::image::pages::{PageRun, Space};
 use crate::image::state::{Backing, Memory, Vma};
 
@@ -17,25 +20,42 @@ use crate::image::state::{Backing, Memory, Vma};
 pub struct Fill<'a> {
     /// /proc/PID/mem: writes reach read-only private mappings as well (FOLL_FORCE, mem_rw()).
     memory: File,
+    pid: Pid,
     uffd: Option<Uffd>,
     /// Ascending.
     targets: Vec<Target>,
     shared: Vec<BorrowedFd<'a>>,
+    /// Addresses of huge pages in mappings without small ones.
+    pure: Vec<u64>,
+    jobs: usize,
 }
 
 struct Target {
     start: u64,
     end: u64,
     through_uffd: bool,
+    /// Stretches that huge pages have been put into.
+    huge: Vec<(u64, u64)>,
 }
 
 impl<'a> Fill<'a> {
-    /// Registers all anonymous mappings that have content. Without a userfaultfd everything goes through /proc/PID/mem.
-    pub fn new(memory: File, uffd: Option<Uffd>, map: &Memory, shared: Vec<BorrowedFd<'a>>) -> Result<Self> {
+    /// Registers all anonymous mappings that have content. Without a userfaultfd everything goes through /proc/PID/mem. Huge pages
+    /// are put in place before, from `jobs` threads, where there are small ones among them: where a userfaultfd waits for missing
+    /// pages the kernel makes none. A mapping of huge pages alone gets them as it is written.
+    pub fn new(
+        pid: Pid,
+        memory: File,
+        uffd: Option<Uffd>,
+        map: &Memory,
+        shared: Vec<BorrowedFd<'a>>,
+        jobs: usize,
+    ) -> Result<Self> {
         let mut targets = Vec::with_capacity(map.vmas.len());
+        let (pure, mixed) = huge_pages(map);
+        put_huge_pages(&memory, &mixed, jobs)?;
         for vma in map.vmas.iter().filter(|vma| vma.resident > 0 && !vma.shared) {
             let through_uffd = match &uffd {
-                Some(uffd) if is_plain_anonymous(vma) => {
+                Some(uffd) if is_plain_anonymous(vma) && !is_all_huge(vma) => {
                     uffd.register(vma.start, vma.end - vma.start)?;
                     true
                 }
@@ -45,14 +65,23 @@ impl<'a> Fill<'a> {
                 start: vma.start,
                 end: vma.end,
                 through_uffd,
+                huge: vma.huge.clone(),
             });
         }
         Ok(Fill {
+            pid,
             memory,
             uffd,
             targets,
             shared,
+            pure,
+            jobs,
         })
+    }
+
+    /// When all content was written: makes the huge pages that hold nothing but zeros.
+    pub fn finish(self) -> Result<()> {
+        put_huge_pages(&self.memory, &self.pure, self.jobs)
     }
 
     pub fn write(&self, run: &PageRun<'_>) -> Result<()> {
@@ -71,11 +100,14 @@ impl<'a> Fill<'a> {
             let Some(target) = self.targets.get(index).filter(|target| target.start <= at) else {
                 bail!("content for {at:#x}, where nothing is mapped");
             };
-            let stop = end.min(target.end);
+            let (huge, stop) = target.part(at, end);
             let bytes = run
                 .bytes
                 .map(|bytes| &bytes[(at - run.offset) as usize..(stop - run.offset) as usize]);
-            self.write_piece(target, at, stop - at, bytes)?;
+            match (bytes, huge) {
+                (Some(bytes), true) => self.write_huge(target, at, bytes)?,
+                _ => self.write_piece(target, at, stop - at, bytes)?,
+            }
             at = stop;
         }
         Ok(())
@@ -92,6 +124,26 @@ impl<'a> Fill<'a> {
             (None, _) => write_zeros(len, |zeros, done| self.memory.write_all_at(zeros, at + done))
                 .with_context(|| format!("write memory at {at:#x}")),
         }
+    }
+
+    /// Into huge pages, which are there already where a userfaultfd waits, unless the kernel had only small ones to give.
+    fn write_huge(&self, target: &Target, at: u64, bytes: &[u8]) -> Result<()> {
+        let remote = RemoteIoVec {
+            base: at as usize,
+            len: bytes.len(),
+        };
+        // Faster than /proc/PID/mem by a third, but only where the program itself may write, and as far as pages are there.
+        let written = process_vm_writev(self.pid, &[IoSlice::new(bytes)], &[remote]);
+        if written == Ok(bytes.len()) || self.memory.write_all_at(bytes, at).is_ok() {
+            return Ok(());
+        }
+        for (index, page) in bytes.chunks(arch::PAGE_SIZE as usize).enumerate() {
+            let at = at + index as u64 * arch::PAGE_SIZE;
+            if self.memory.write_all_at(page, at).is_err() {
+                self.write_piece(target, at, page.len() as u64, Some(page))?;
+            }
+        }
+        Ok(())
     }
 
     fn write_shared(&self, object: u32, run: &PageRun<'_>) -> Result<()> {
@@ -114,6 +166,56 @@ impl<'a> Fill<'a> {
         }
         .with_context(|| format!("write shared object {object} at {:#x}", run.offset))
     }
+}
+
+impl Target {
+    /// Whether `at` is to be in a huge page, and how far that holds, up to `end`.
+    fn part(&self, at: u64, end: u64) -> (bool, u64) {
+        let end = end.min(self.end);
+        let next = self.huge.partition_point(|&(_, end)| end <= at);
+        match self.huge.get(next) {
+            Some(&(start, huge_end)) if start <= at => (true, end.min(huge_end)),
+            Some(&(start, _)) => (false, end.min(start)),
+            None => (false, end),
+        }
+    }
+}
+
+fn is_all_huge(vma: &Vma) -> bool {
+    vma.resident == vma.huge.iter().map(|(start, end)| end - start).sum::<u64>()
+}
+
+/// The addresses of huge pages: in mappings that have no others, and in those that have.
+fn huge_pages(map: &Memory) -> (Vec<u64>, Vec<u64>) {
+    let (mut pure, mut mixed) = (Vec::new(), Vec::new());
+    for vma in map.vmas.iter().filter(|vma| is_plain_anonymous(vma)) {
+        let list = if is_all_huge(vma) { &mut pure } else { &mut mixed };
+        for &(start, end) in &vma.huge {
+            list.extend((start.next_multiple_of(arch::HUGE_PAGE_SIZE)..end).step_by(arch::HUGE_PAGE_SIZE as usize));
+        }
+    }
+    (pure, mixed)
+}
+
+/// Touches each huge page without changing it, so that the kernel puts one there, if it has one and the mapping's advice allows it.
+fn put_huge_pages(memory: &File, addresses: &[u64], jobs: usize) -> Result<()> {
+    let touch = |addresses: &[u64]| -> Result<()> {
+        for &at in addresses {
+            let mut byte = [0];
+            memory
+                .read_exact_at(&mut byte, at)
+                .and_then(|()| memory.write_all_at(&byte, at))
+                .with_context(|| format!("put a huge page at {at:#x}"))?;
+        }
+        Ok(())
+    };
+    let part = addresses.len().div_ceil(jobs.max(1)).max(1);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = addresses.chunks(part).map(|part| scope.spawn(|| touch(part))).collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 fn is_plain_anonymous(vma: &Vma) -> bool {

@@ -126,10 +126,17 @@ impl Rebuilt<'_> {
     }
 
     /// The door for memory's content. It works from any thread, while the process stays stopped.
-    pub fn fill<'f>(&mut self, shared: Vec<BorrowedFd<'f>>) -> Result<Fill<'f>> {
+    pub fn fill<'f>(&mut self, shared: Vec<BorrowedFd<'f>>, jobs: usize) -> Result<Fill<'f>> {
         let uffd = self.userfaultfd()?;
         let memory = self.memory.try_clone().context("duplicate a descriptor")?;
-        Fill::new(memory, uffd, &self.parts.process.memory, shared)
+        Fill::new(
+            self.parts.plan.pid,
+            memory,
+            uffd,
+            &self.parts.process.memory,
+            shared,
+            jobs,
+        )
     }
 
     /// userfaultfd(2) must be called by the task whose memory it serves; the descriptor is then fetched. None where the kernel

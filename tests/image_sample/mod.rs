@@ -145,6 +145,7 @@ fn vmas(heap: u64, object: u64) -> Vec<Vma> {
         flags: VmFlags(vec![*b"rd", *b"wr"]),
         name: vec![],
         guards: vec![],
+        huge: vec![],
         policy: None,
         resident: 0,
     };

@@ -26,6 +26,8 @@ pub const AUDIT_ARCH: u32 = 0xc000_003e;
 pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 /// Of the smallest page.
 pub const PAGE_SIZE: u64 = 4096;
+/// What an entry of a page table's middle level maps (HPAGE_PMD_SIZE).
+pub const HUGE_PAGE_SIZE: u64 = 2 << 20;
 /// The extended state holds x87, SSE, AVX, AVX-512, PKRU and AMX (NT_X86_XSTATE).
 pub const REGSETS: &[u32] = &[0x202];
 /// The register set that is there in a thread that may use I/O ports (ioperm(2)): NT_386_IOPERM.
