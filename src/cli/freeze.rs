@@ -38,6 +38,9 @@ pub struct Args {
     #[arg(long, group = "afterwards")]
     end: bool,
     /// How to compress: auto, zstd, zstd:LEVEL (1 to 22) or none
+    ///
+    /// auto writes pages as they are while the disk or the pipe keeps up, and compresses with zstd while it does not: large images
+    /// quickly on a fast disk, small ones on a slow one.
     #[arg(long, value_name = "HOW", default_value = "auto")]
     compress: Compress,
     /// Threads that compress; 0: as many as there are processors
