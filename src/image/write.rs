@@ -29,7 +29,7 @@ pub enum Compression {
     None,
 }
 
-const STATE_LEVEL: i32 = 3;
+const STATE_LEVEL: i32 = 1;
 /// For each worker there are up to four buffers of [`super::pages::FRAME_LEN`] and a compressor: 64 MiB in all, at fast levels.
 const JOBS_MAX: usize = 32;
 
@@ -85,7 +85,7 @@ pub fn write_image(
     let (head, state) = codec::encode_state(snapshot, STATE_LEVEL)?;
     output.record(kind::STATE, &head, &Body::new(&state))?;
     let cursor = Mutex::new(Cursor::new(extents));
-    let jobs = job_count(options.jobs);
+    let jobs = job_count(options.jobs).min(useful_jobs(extents));
     let frames = output.frames(options.page_size);
     let pace = match &frames {
         Frames::Stream(_) => Pace::of_stream(jobs),
@@ -164,7 +164,11 @@ fn write_file(frames: &FileFrames<'_>, jobs: usize, worker: &Worker<'_>) -> Resu
         tally.add(&frame, worker.options);
         Ok(Some(frame.body))
     };
-    std::thread::scope(|scope| join((0..jobs).map(|_| scope.spawn(|| worker.run(deliver))).collect()))?;
+    if jobs == 1 {
+        worker.run(deliver)?;
+    } else {
+        std::thread::scope(|scope| join((0..jobs).map(|_| scope.spawn(|| worker.run(deliver))).collect()))?;
+    }
     Ok(tally.into_inner().expect("no worker panicked").written)
 }
 
@@ -201,6 +205,13 @@ impl Tally {
         self.written.zero_bytes += frame.memory - raw_len;
         (options.progress)(self.memory);
     }
+}
+
+/// A thread takes as long to start as half a megabyte takes to be written.
+fn useful_jobs(extents: &[Extent]) -> usize {
+    const WORTH_A_THREAD: u64 = 2 << 20;
+    let memory: u64 = extents.iter().map(|extent| extent.len).sum();
+    usize::try_from(memory / WORTH_A_THREAD).unwrap_or(usize::MAX).max(1)
 }
 
 pub(super) fn job_count(asked: usize) -> usize {
