@@ -9,7 +9,7 @@ mod tests;
 use crate::collect::{Facts, Populated, ProcessFacts, Sandbox, ThreadFacts};
 use crate::fd::Inputs;
 use crate::image::pages::Extent;
-use crate::image::state::{File, Filter, Memory, Name, Process, Snapshot};
+use crate::image::state::{File, Filter, Memory, Name, Process, SharedKind, Snapshot};
 use crate::refusal::{Refusal, Refused};
 
 /// What goes into the image: its state, and which memory.
@@ -154,7 +154,18 @@ impl FileTable {
     /// The executable; where it cannot be carried, a refusal, and a number that nobody will see.
     fn executable(&mut self, facts: &Facts, refusals: &mut Vec<Refusal>) -> u32 {
         let (path, found) = &facts.process.exe;
-        match refusals::unfit_file(found) {
+        let is_open = |file: &&File| {
+            let object = file
+                .content
+                .map(|index| &facts.shared_objects[index as usize].object.kind);
+            matches!(object, Some(SharedKind::Memfd { .. }))
+        };
+        let unfit = (
+            "is a memfd that the program has open, too, which cryopod does not carry".to_owned(),
+            refusals::CLOSE.to_owned(),
+        );
+        let fit = refusals::unfit_file(found).and_then(|file| Some(file).filter(|file| !is_open(file)).ok_or(unfit));
+        match fit {
             Ok(file) => self.index(file),
             Err((reason, remedy)) => {
                 refusals.push(Refusal::new(

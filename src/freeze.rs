@@ -21,6 +21,7 @@ use crate::refusal::{Refusal, Refused};
 use crate::sys::process::cancel_on;
 use crate::tracer::{self, StoppedProcess};
 
+pub use crate::collect::Embed;
 pub use output::Output;
 use while_running::{Cut, Start};
 
@@ -39,6 +40,7 @@ pub struct Options<'a> {
     pub jobs: usize,
     /// Wait until the image is on the disk.
     pub sync: bool,
+    pub embed: Embed,
     pub observer: &'a dyn Observer,
 }
 
@@ -66,7 +68,7 @@ pub struct Report {
 pub fn freeze(pid: i32, mut output: Output, options: &Options<'_>) -> Result<Report> {
     let cancelled = cancel_on(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).context("sigaction")?;
     let Begun { mut process, note } = match options.afterwards {
-        Afterwards::KeepRunning => match while_running::begin(pid, &output, options.observer)? {
+        Afterwards::KeepRunning => match while_running::begin(pid, &output, options)? {
             Start::Cut(cut) => return write_cut(pid, *cut, output, options, cancelled),
             Start::StandsStill(begun) => begun,
         },
@@ -145,10 +147,10 @@ pub struct Look {
 }
 
 /// A freeze without an image: the process stops for a look and goes on.
-pub fn look(pid: i32, observer: &dyn Observer) -> Result<Look> {
+pub fn look(pid: i32, embed: Embed, observer: &dyn Observer) -> Result<Look> {
     let mut process = seize(pid, observer)?;
     let begin = Instant::now();
-    let collected = collect(&mut process, Pages::Now, observer);
+    let collected = collect(&mut process, Pages::Now, embed, observer);
     let described = match collected.and_then(|collected| describe(collected.facts, observer)) {
         Ok(described) => described,
         Err(error) => return Err(let_go(process, error)),
@@ -168,7 +170,7 @@ fn record(
     options: &Options<'_>,
     cancelled: &AtomicBool,
 ) -> Result<(Written, Described)> {
-    let Collected { facts, objects, .. } = collect(process, Pages::Now, options.observer)?;
+    let Collected { facts, objects, .. } = collect(process, Pages::Now, options.embed, options.observer)?;
     let described = describe(facts, options.observer)?;
     let source = Source::new(process.memory(), objects);
     let written = encode(&described, &source, output, options, cancelled)?;
@@ -189,9 +191,9 @@ fn try_seize(pid: i32) -> Result<StoppedProcess> {
     tracer::seize(Pid::from_raw(pid))
 }
 
-fn collect(process: &mut StoppedProcess, pages: Pages<'_>, observer: &dyn Observer) -> Result<Collected> {
+fn collect(process: &mut StoppedProcess, pages: Pages<'_>, embed: Embed, observer: &dyn Observer) -> Result<Collected> {
     observer.step("collect");
-    collect::collect(process, pages).context("collect")
+    collect::collect(process, pages, embed).context("collect")
 }
 
 fn describe(facts: Facts, observer: &dyn Observer) -> Result<Described> {

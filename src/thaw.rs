@@ -8,6 +8,7 @@ mod machine;
 mod pid_file;
 mod trust;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -20,7 +21,7 @@ use nix::unistd::Pid;
 use crate::arch;
 use crate::fd::{self, Pump, ReopenContext, Stdio};
 use crate::image::read::{Reader, Sink as PageSink, Totals};
-use crate::image::state::{Process, Snapshot};
+use crate::image::state::{Backing, Process, Snapshot};
 use crate::refusal::{Refusal, Refused};
 use crate::resurrect::plan::{Plan, Session, Wishes, plan};
 use crate::resurrect::{self, GoesOn, Inherited, MappedFds, Move, Parts, Rebuilt, SharedMemory};
@@ -111,9 +112,10 @@ fn thaw_from<R: Read>(
     let mut warnings = Vec::new();
     warnings.extend_from_slice(&decided.warnings);
 
-    let made = trust::with_rights_over_files(owner, options.trust, || make(&snapshot, decided))??;
+    let mut made = trust::with_rights_over_files(owner, options.trust, || make(&snapshot, decided))??;
+    let copies = Copies(made.shared_memory.take_writers());
     let pages = |sink: PageSink<'_>| pages(reader, options.jobs, sink);
-    let brought = bring_back(&snapshot, &made, pages, options, progress);
+    let brought = bring_back(&snapshot, &made, copies, pages, options, progress);
     let (memory_bytes, window, notes) = brought.map_err(|error| taken_meanwhile(error, &snapshot))?;
     warnings.extend(notes);
     Ok(Thawed {
@@ -130,6 +132,7 @@ fn thaw_from<R: Read>(
 fn bring_back(
     snapshot: &Snapshot,
     made: &Made,
+    copies: Copies,
     pages: impl FnOnce(PageSink<'_>) -> Result<Totals>,
     options: &Options,
     progress: Progress<'_>,
@@ -137,7 +140,9 @@ fn bring_back(
     let mut rebuilt = rebuild(snapshot, made)?;
     let mut notes = made.groups.join_process(made.plan.pid);
     let total = resident_bytes(snapshot);
-    let memory_bytes = fill(&mut rebuilt, pages, made, options.jobs, &|done| progress(done, total))?;
+    let shared = copies.among(&made.shared);
+    let memory_bytes = fill(&mut rebuilt, pages, shared, options.jobs, &|done| progress(done, total))?;
+    copies.finish(snapshot)?;
     notes.extend(rebuilt.set_login().context("login id")?);
     rebuilt.finish()?;
     notes.extend(made.groups.join_threads());
@@ -262,16 +267,23 @@ struct Made {
 }
 
 fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
-    let shared_memory = SharedMemory::make(snapshot).context("make shared memory")?;
+    let copies = decided.files.copies();
+    let is_mapped = |object| {
+        let vmas = snapshot.processes.iter().flat_map(|process| &process.memory.vmas);
+        vmas.into_iter()
+            .any(|vma| matches!(vma.backing, Backing::Shared { object: mapped, .. } if mapped == object))
+    };
+    let shared_memory = SharedMemory::make(snapshot, |object| copies.contains(&object) || is_mapped(object))?;
     let mut context = ReopenContext::new(shared_memory.duplicates()?, decided.stdio);
     let descriptions = fd::reopen(snapshot, &mut context)?;
     let Decided {
         plan,
         inherited,
-        files,
+        mut files,
         groups,
         ..
     } = decided;
+    files.complete(&shared_memory)?;
     Ok(Made {
         plan,
         inherited,
@@ -282,6 +294,28 @@ fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
         descriptions,
         pumps: context.pumps,
     })
+}
+
+/// The doors for the content of copies of files, by index in `Snapshot::shared_objects`.
+struct Copies(HashMap<u32, OwnedFd>);
+
+impl Copies {
+    /// For each shared object the descriptor by which its content is written.
+    fn among<'a>(&'a self, shared: &'a [OwnedFd]) -> Vec<BorrowedFd<'a>> {
+        let all = (0..).zip(shared);
+        all.map(|(index, fd)| self.0.get(&index).unwrap_or(fd).as_fd())
+            .collect()
+    }
+
+    /// Closes them: whoever could still write to a file would keep it from becoming an executable (deny_write_access(), PR_SET_MM_EXE_FILE).
+    /// The last page was written whole.
+    fn finish(self, snapshot: &Snapshot) -> Result<()> {
+        for (index, writer) in self.0 {
+            let size = snapshot.shared_objects[index as usize].size;
+            File::from(writer).set_len(size).context("cut off the copy of a file")?;
+        }
+        Ok(())
+    }
 }
 
 fn rebuild<'a>(snapshot: &'a Snapshot, made: &'a Made) -> Result<Rebuilt<'a>> {
@@ -326,11 +360,11 @@ fn the_process(snapshot: &Snapshot) -> Result<&Process> {
 fn fill(
     rebuilt: &mut Rebuilt<'_>,
     pages: impl FnOnce(PageSink<'_>) -> Result<Totals>,
-    made: &Made,
+    shared: Vec<BorrowedFd<'_>>,
     jobs: usize,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<u64> {
-    let fill = rebuilt.fill(made.shared.iter().map(AsFd::as_fd).collect(), jobs)?;
+    let fill = rebuilt.fill(shared, jobs)?;
     let done = AtomicU64::new(0);
     pages(&|run| {
         fill.write(&run)?;

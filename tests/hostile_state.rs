@@ -206,6 +206,22 @@ const LIES: &[Lie] = &[
     ("a parent-death signal 99", |s| process(s).threads[1].pdeath_signal = 99),
     ("a path with a zero", |s| process(s).cwd = b"/tmp\0/x".to_vec()),
     ("an executable that is none", |s| process(s).exe = u32::MAX),
+    ("an executable whose content is nowhere", |s| {
+        s.files[0].content = Some(7)
+    }),
+    ("an executable without content", |s| {
+        s.files.iter_mut().for_each(|file| {
+            file.path = b"/nowhere".to_vec();
+            file.content = Some(s.shared_objects.len() as u32);
+        });
+        s.shared_objects.push(cryopod::image::state::SharedObject {
+            kind: cryopod::image::state::SharedKind::Copy {
+                name: b"/nowhere".to_vec(),
+                mode: 0o100644,
+            },
+            size: 1 << 40,
+        });
+    }),
     ("a thread without a name that ends", |s| {
         process(s).threads[1].name = vec![b'x'; 4000]
     }),

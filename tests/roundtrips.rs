@@ -18,6 +18,7 @@ mod memory {
     roundtrip!(memfd_without_descriptor, "memory/memfd_without_descriptor.c");
     roundtrip!(policy, "memory/policy.c");
     roundtrip!(private_file, "memory/private_file.c");
+    roundtrip!(deleted_files, "memory/deleted_files.c");
     roundtrip!(protections, "memory/protections.c");
     roundtrip!(relro, "memory/relro.c");
     roundtrip!(remapped, "memory/remapped.c");

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use anyhow::{Result, bail};
 
 use super::progress::{Progress, Verbosity};
-use crate::freeze::{self, Afterwards, Observer, Options, Output, Report};
+use crate::freeze::{self, Afterwards, Embed, Observer, Options, Output, Report};
 use crate::image::write::Compression;
 
 /// Freeze a running process into an image file
@@ -46,6 +46,12 @@ pub struct Args {
     /// Threads that compress; 0: as many as there are processors
     #[arg(long, value_name = "N", default_value_t = 0)]
     jobs: usize,
+    /// Put the executable and the libraries into the image as well, so that it can be thawed where they are missing or newer
+    ///
+    /// All files that the program has mapped so that it cannot write to them. Those that were deleted, by an upgrade perhaps, go into the
+    /// image anyway.
+    #[arg(long)]
+    embed_files: bool,
     /// Write nothing: tell what stands against a freeze, and how much memory there is to store
     ///
     /// The process stops for a look, and goes on.
@@ -86,7 +92,7 @@ pub fn run(args: &Args, verbosity: Verbosity) -> Result<ExitCode> {
         progress: OnceLock::new(),
     };
     if args.dry_run {
-        return dry_run(pid, &watch);
+        return dry_run(pid, args.embed(), &watch);
     }
     let output = args.open()?;
     let to_stdout = args.is_stdout();
@@ -95,6 +101,7 @@ pub fn run(args: &Args, verbosity: Verbosity) -> Result<ExitCode> {
         compression: args.compress.0,
         jobs: args.jobs,
         sync: !args.no_sync,
+        embed: args.embed(),
         observer: &watch,
     };
     let report = freeze::freeze(pid, output, &options)?;
@@ -108,8 +115,8 @@ pub fn run(args: &Args, verbosity: Verbosity) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn dry_run(pid: i32, watch: &Watch) -> Result<ExitCode> {
-    let look = freeze::look(pid, watch)?;
+fn dry_run(pid: i32, embed: Embed, watch: &Watch) -> Result<ExitCode> {
+    let look = freeze::look(pid, embed, watch)?;
     watch.warn(&look.warnings);
     println!(
         "pid {pid} can be frozen: {} of memory to store before compression; it was stopped for {:.1} ms and goes on",
@@ -120,6 +127,13 @@ fn dry_run(pid: i32, watch: &Watch) -> Result<ExitCode> {
 }
 
 impl Args {
+    fn embed(&self) -> Embed {
+        match self.embed_files {
+            true => Embed::All,
+            false => Embed::Deleted,
+        }
+    }
+
     fn is_stdout(&self) -> bool {
         self.output.as_ref().is_some_and(|path| path.as_os_str() == "-")
     }

@@ -1,6 +1,7 @@
 //! Files that a process maps or executes: found again by path, and proved to be the same.
 
 use std::fs::File as Opened;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -17,7 +18,7 @@ use crate::image::state::File;
 /// Where the path of a file leads that a process has mapped or runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// To that file.
+    /// To that file, or it does not matter, since the content goes into the image.
     Same(File),
     /// Nowhere: the file was deleted, or never had a name.
     Gone,
@@ -42,7 +43,7 @@ pub fn behind_link(dir: &ProcDir, link: &str, path: &[u8]) -> Found {
 /// The file behind a mapping. Its link in map_files leads to the very file; without the privilege to follow that
 /// (CAP_CHECKPOINT_RESTORE, proc_pid_map_files(5)), device and inode numbers of maps are compared.
 pub fn behind_mapping(dir: &ProcDir, area: &Area) -> Found {
-    match dir.stat(&format!("map_files/{:x}-{:x}", area.start, area.end)) {
+    match dir.stat(&super::objects::map_file(area)) {
         Ok(actual) => find(&area.name, |named| {
             (named.st_dev, named.st_ino) == (actual.st_dev, actual.st_ino)
         }),
@@ -89,13 +90,33 @@ fn describe(path: &[u8], stat: &FileStat) -> File {
         size: stat.st_size as u64,
         mtime_ns: stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec,
         build_id: build_id(Path::new(std::ffi::OsStr::from_bytes(path))),
+        content: None,
     }
+}
+
+/// A file that its path does not lead to any more, by what `opened` shows; its content is the shared object `content`.
+pub fn describe_deleted(path: &[u8], opened: &Opened, content: u32) -> io::Result<File> {
+    let stat = nix::sys::stat::fstat(opened)?;
+    Ok(File {
+        content: Some(content),
+        build_id: Start::of(opened.try_clone()?).and_then(|start| build_id_in(&start)),
+        ..describe(path, &stat)
+    })
+}
+
+/// The path that a file had which was deleted, as the kernel shows it (d_path(), fs/d_path.c), or the name of a memfd.
+pub fn path_of_deleted(shown: &[u8]) -> &[u8] {
+    let path = shown.strip_suffix(b" (deleted)").unwrap_or(shown);
+    path.strip_prefix(b"/memfd:").unwrap_or(path)
 }
 
 /// NT_GNU_BUILD_ID of an ELF file. A file that we may not read, or that is no ELF, has none: size and time must do then.
 pub fn build_id(path: &Path) -> Option<Vec<u8>> {
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
-    let file = Start::of(open(path, flags, Mode::empty()).ok()?.into())?;
+    build_id_in(&Start::of(open(path, flags, Mode::empty()).ok()?.into())?)
+}
+
+fn build_id_in(file: &Start) -> Option<Vec<u8>> {
     let header = Elf::parse_header(&file.at(0, 64)?).ok()?;
     let context = goblin::container::Ctx::new(header.container().ok()?, header.endianness().ok()?);
     let table_len = usize::from(header.e_phnum) * usize::from(header.e_phentsize);
@@ -104,7 +125,7 @@ pub fn build_id(path: &Path) -> Option<Vec<u8>> {
     segments
         .iter()
         .filter(|segment| segment.p_type == PT_NOTE)
-        .find_map(|segment| build_id_note(&file, segment, context))
+        .find_map(|segment| build_id_note(file, segment, context))
 }
 
 fn build_id_note(file: &Start, segment: &ProgramHeader, context: goblin::container::Ctx) -> Option<Vec<u8>> {

@@ -18,7 +18,7 @@ mod policies;
 mod proc;
 mod process;
 mod scheduling;
-mod source;
+pub mod source;
 mod speculation;
 mod status;
 mod surroundings;
@@ -33,7 +33,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result};
 
 use crate::fd::{self, SharedObjects};
-use crate::image::state::{MemoryPolicy, ProcessSettings};
+use crate::image::state::{MemoryPolicy, Name, ProcessSettings};
 use crate::image::state::{PosixTimer, SharedObject};
 use crate::tracer::StoppedProcess;
 use asked::{Answers, Questions};
@@ -54,7 +54,7 @@ pub use headroom::too_little_memory;
 pub use labels::{login_uid, security_label};
 pub use limits::limits;
 pub use memory::Area;
-pub use objects::{Object, given_name};
+pub use objects::{Embed, Object, given_name};
 pub use pagemap::Populated;
 pub use proc::ProcDir;
 pub use scheduling::scheduling;
@@ -84,7 +84,7 @@ pub enum Pages<'a> {
     InCopy(Option<&'a Beforehand>),
 }
 
-pub fn collect(process: &mut StoppedProcess, pages: Pages<'_>) -> Result<Collected> {
+pub fn collect(process: &mut StoppedProcess, pages: Pages<'_>, embed: Embed) -> Result<Collected> {
     let dir = ProcDir::of(process.proc()).context("duplicate /proc/PID")?;
     let clocks = clocks::clocks(&dir)?;
     let each = 0..process.threads().len();
@@ -121,13 +121,16 @@ pub fn collect(process: &mut StoppedProcess, pages: Pages<'_>) -> Result<Collect
     let threads = threads(process, &dir, restrictions, std::mem::take(&mut answers.threads))?;
     let mut shared = SharedObjects::new()?;
     let descriptors = fd::look(process.pid(), dir.as_fd(), &mut shared)?;
-    let (mappings, later) = mappings(&dir, &mut shared, &mut answers.memory_policies, pages)?;
+    let mut finder = Finder::new(&dir, &mut shared, embed);
+    // Before the mappings, of which it may be one: then it is known as a file.
+    let exe = finder.executable()?;
+    let (mappings, later) = mappings(&dir, &mut finder, &mut answers.memory_policies, pages)?;
     let (objects, files) = shared.into_parts();
     let facts = Facts {
         pid: process.pid().as_raw(),
         host: process::host(&vdso(&mappings, process)?)?,
         clocks,
-        process: process_facts(process, &dir, answers, timers)?,
+        process: process_facts(process, &dir, exe, answers, timers)?,
         surroundings: surroundings(process, tracees, threads[0].foreign_namespaces.clone())?,
         mappings,
         kernel_areas: kernel_areas()?,
@@ -183,7 +186,7 @@ fn surroundings(process: &StoppedProcess, tracees: Vec<Relative>, foreign: Vec<S
 
 fn mappings(
     dir: &ProcDir,
-    shared: &mut SharedObjects,
+    finder: &mut Finder<'_>,
     policies: &mut HashMap<u64, MemoryPolicy>,
     pages: Pages<'_>,
 ) -> Result<(Vec<Mapping>, Vec<Later>)> {
@@ -200,7 +203,6 @@ fn mappings(
         Some(areas) => areas,
         None => memory::areas(dir)?,
     };
-    let mut finder = Finder::new(dir, shared);
     let (mut mappings, mut later) = (Vec::new(), Vec::new());
     for area in areas {
         let object = finder.find(&area);
@@ -270,17 +272,17 @@ fn shared_facts(objects: Vec<SharedObject>, files: &[OwnedFd]) -> Result<Vec<Sha
 fn process_facts(
     process: &StoppedProcess,
     dir: &ProcDir,
+    exe: (Name, Found),
     answers: Answers,
     posix_timers: Vec<PosixTimer>,
 ) -> Result<ProcessFacts> {
     let stat = process::stat(dir)?;
-    let exe = dir.link("exe")?;
     Ok(ProcessFacts {
         ppid: stat.ppid,
         pgid: stat.pgrp,
         sid: stat.session,
         umask: Status::of(dir)?.umask,
-        exe: (exe.clone(), files::behind_link(dir, "exe", &exe)),
+        exe,
         cwd: process::place(dir, "cwd")?,
         root: process::place(dir, "root")?,
         personality: process::hex(dir, "personality")?,

@@ -1,15 +1,21 @@
 //! What lies behind each mapping: nothing, a file, memory with an inode of its own, the kernel, or something else.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File as Opened;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use anyhow::Result;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
 
 use super::files::{self, Found};
 use super::memory::Area;
 use super::proc::ProcDir;
 use crate::fd::SharedObjects;
-use crate::image::state::Name;
+use crate::image::state::{File, Name};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Object {
@@ -71,18 +77,29 @@ pub fn given_name(area: &Area) -> Name {
         .to_vec()
 }
 
+/// Whose content goes into the image, of the files that are mapped so that nobody can write to them, and of the executable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Embed {
+    /// Of those that were deleted: nothing else has them.
+    Deleted,
+    All,
+}
+
 /// Looks objects up, each file once.
 pub struct Finder<'a> {
     process: &'a ProcDir,
     shared: &'a mut SharedObjects,
-    files: HashMap<((u32, u32), u64, Name), Found>,
+    embed: Embed,
+    /// By device, inode, name, and whether a copy would do.
+    files: HashMap<((u32, u32), u64, Name, bool), Found>,
 }
 
 impl<'a> Finder<'a> {
-    pub fn new(process: &'a ProcDir, shared: &'a mut SharedObjects) -> Self {
+    pub fn new(process: &'a ProcDir, shared: &'a mut SharedObjects, embed: Embed) -> Self {
         Finder {
             process,
             shared,
+            embed,
             files: HashMap::new(),
         }
     }
@@ -98,12 +115,59 @@ impl<'a> Finder<'a> {
         }
     }
 
+    /// Path and file of the executable.
+    pub fn executable(&mut self) -> Result<(Name, Found)> {
+        let path = self.process.link("exe")?;
+        let found = files::behind_link(self.process, "exe", &path);
+        let found = self.with_content(found, "exe", &path);
+        Ok((path, found))
+    }
+
     fn file(&mut self, area: &Area) -> Found {
-        let key = (area.device, area.inode, area.name.clone());
-        self.files
-            .entry(key)
-            .or_insert_with(|| files::behind_mapping(self.process, area))
-            .clone()
+        let copy_will_do = !(area.shared && area.flags.has(b"mw"));
+        let key = (area.device, area.inode, area.name.clone(), copy_will_do);
+        if let Some(found) = self.files.get(&key) {
+            return found.clone();
+        }
+        let mut found = files::behind_mapping(self.process, area);
+        if copy_will_do {
+            found = self.with_content(found, &map_file(area), &area.name);
+        }
+        self.files.insert(key, found.clone());
+        found
+    }
+
+    /// The file with its content where that is to go into the image. `link` is one of /proc/PID that leads to the very file.
+    fn with_content(&mut self, found: Found, link: &str, path: &[u8]) -> Found {
+        let opened = self.process.open(link);
+        match (found, opened) {
+            (Found::Same(file), opened) if self.embed == Embed::All && is_regular(&file) => {
+                // Without the privilege to follow the link, the path must do, which leads to the same file.
+                let opened = opened.or_else(|_| open_path(&file.path));
+                match opened.map_err(Into::into).and_then(|opened| self.copy(opened, path)) {
+                    Ok(content) => Found::Same(File {
+                        content: Some(content),
+                        ..file
+                    }),
+                    Err(error) => Found::Unknown(format!("its content cannot be read: {error:#}")),
+                }
+            }
+            (Found::Gone | Found::Replaced, Ok(opened)) if is_file(&opened) => match self.deleted(opened, path) {
+                Ok(file) => Found::Same(file),
+                Err(error) => Found::Unknown(format!("it was deleted, and its content cannot be read: {error:#}")),
+            },
+            (found, _) => found,
+        }
+    }
+
+    fn deleted(&mut self, opened: Opened, shown: &[u8]) -> Result<File> {
+        let path = files::path_of_deleted(shown);
+        let content = self.copy(opened.try_clone()?, path)?;
+        Ok(files::describe_deleted(path, &opened, content)?)
+    }
+
+    fn copy(&mut self, opened: Opened, path: &[u8]) -> Result<u32> {
+        self.shared.intern_copy(opened.into(), path)
     }
 
     /// Opened through map_files; without the privilege for that, a descriptor of the process that refers to it must do.
@@ -112,7 +176,7 @@ impl<'a> Finder<'a> {
         if let Some(index) = self.shared.find(libc::makedev(major, minor), area.inode) {
             return Ok(index);
         }
-        match self.process.open(&format!("map_files/{:x}-{:x}", area.start, area.end)) {
+        match self.process.open(&map_file(area)) {
             Ok(file) => self
                 .shared
                 .intern(OwnedFd::from(file))
@@ -121,6 +185,24 @@ impl<'a> Finder<'a> {
             Err(errno) => Err(format!("cannot be opened: {}", errno.desc())),
         }
     }
+}
+
+/// The link that leads to what is mapped, for those who may follow it: CAP_CHECKPOINT_RESTORE (proc_pid_map_files(5)).
+pub fn map_file(area: &Area) -> String {
+    format!("map_files/{:x}-{:x}", area.start, area.end)
+}
+
+fn is_regular(file: &File) -> bool {
+    file.mode & libc::S_IFMT == libc::S_IFREG
+}
+
+fn is_file(opened: &Opened) -> bool {
+    opened.metadata().is_ok_and(|metadata| metadata.is_file())
+}
+
+fn open_path(path: &[u8]) -> nix::Result<Opened> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+    Ok(open(Path::new(OsStr::from_bytes(path)), flags, Mode::empty())?.into())
 }
 
 #[cfg(test)]

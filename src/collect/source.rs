@@ -25,20 +25,31 @@ impl<'a> Source<'a> {
             objects: objects.into_iter().map(File::from).collect(),
         }
     }
+
+    pub fn into_objects(self) -> Vec<File> {
+        self.objects
+    }
 }
 
 impl PageSource for Source<'_> {
     fn read(&self, space: Space, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         match space {
             Space::Process(0) => self.memory.read_at(offset, buffer),
-            Space::Shared(index) if (index as usize) < self.objects.len() => {
-                read_with_zeros(&self.objects[index as usize], offset, buffer)
-            }
-            _ => Err(io::Error::new(
-                io::ErrorKind::NotFound,
-                format!("there is no {space:?}"),
-            )),
+            _ => read_object(&self.objects, space, offset, buffer),
         }
+    }
+}
+
+/// Reads one of the shared objects.
+pub fn read_object(objects: &[File], space: Space, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    match space {
+        Space::Shared(index) if (index as usize) < objects.len() => {
+            read_with_zeros(&objects[index as usize], offset, buffer)
+        }
+        _ => Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("there is no {space:?}"),
+        )),
     }
 }
 

@@ -194,7 +194,7 @@ pub fn unfit_file(found: &Found) -> Result<&File, Unfit> {
     let (reason, remedy) = match found {
         Found::Same(file) => return Ok(file),
         Found::Gone => (
-            "was deleted, and deleted files are not carried yet".into(),
+            "was deleted, and those that the program may write to, or that only root can open, are not carried".into(),
             restart.into(),
         ),
         Found::Replaced => (

@@ -21,6 +21,7 @@ fn file(path: &str) -> File {
         size: 9,
         mtime_ns: 1,
         build_id: None,
+        content: None,
     }
 }
 

@@ -49,13 +49,31 @@ impl SharedObjects {
         }
         ensure!(self.lives_on(stat.st_dev), "is not memory of a memfd");
         let kind = kind_of(&file, &stat)?;
+        self.add(kind, &stat, readable(file))
+    }
+
+    /// The index of a copy of `file`, which has this path.
+    pub fn intern_copy(&mut self, file: OwnedFd, path: &[u8]) -> Result<u32> {
+        let stat = fstat(&file).context("fstat")?;
+        let inode = (stat.st_dev, stat.st_ino);
+        if let Some(&index) = self.by_inode.get(&inode) {
+            return Ok(index);
+        }
+        let kind = SharedKind::Copy {
+            name: path.to_vec(),
+            mode: stat.st_mode,
+        };
+        self.add(kind, &stat, file)
+    }
+
+    fn add(&mut self, kind: SharedKind, stat: &FileStat, file: OwnedFd) -> Result<u32> {
         let index = u32::try_from(self.objects.len()).context("too many shared objects")?;
         self.objects.push(SharedObject {
             kind,
             size: u64::try_from(stat.st_size).context("st_size")?,
         });
-        self.files.push(readable(file));
-        self.by_inode.insert(inode, index);
+        self.files.push(file);
+        self.by_inode.insert((stat.st_dev, stat.st_ino), index);
         Ok(index)
     }
 
@@ -121,9 +139,28 @@ pub fn make_memfd(object: &SharedObject) -> Result<OwnedFd> {
     Ok(file)
 }
 
+/// Thaw side: a memfd for the copy of a file, as [`make_memfd`]. Its name says the file's path, as far as it fits (memfd_create(2)).
+pub fn make_copy(name: &[u8], mode: u32, size: u64) -> Result<OwnedFd> {
+    const NAME_MAX: usize = 249;
+    let name = CString::new(&name[name.len().saturating_sub(NAME_MAX)..]).context("the path of a file")?;
+    // It may be executed, also where vm.memfd_noexec is 1; the flag is new in Linux 6.3, as that is.
+    const MFD_EXEC: MFdFlags = MFdFlags::from_bits_retain(0x10);
+    let flags = MFdFlags::MFD_CLOEXEC;
+    let file = memfd_create(name.as_c_str(), flags | MFD_EXEC)
+        .or_else(|_| memfd_create(name.as_c_str(), flags))
+        .context("memfd_create")?;
+    fchmod(&file, Mode::from_bits_truncate(mode & 0o777)).context("fchmod of a memfd")?;
+    let size = i64::try_from(size).context("the size of a file")?;
+    ftruncate(&file, size).with_context(|| format!("ftruncate of a memfd to {size} bytes"))?;
+    Ok(file)
+}
+
 /// Thaw side, once the content is there: the recorded size, beyond which the last page was filled with zeros, and the
 /// recorded seals (fcntl(2), "File Sealing").
 pub fn finish(file: &OwnedFd, object: &SharedObject) -> Result<()> {
+    if let SharedKind::Copy { .. } = object.kind {
+        return Ok(()); // nobody may write to it any more
+    }
     let size = i64::try_from(object.size).context("the size of shared memory")?;
     if fstat(file).context("fstat")?.st_size != size {
         ftruncate(file, size).with_context(|| format!("ftruncate of shared memory to {size} bytes"))?;

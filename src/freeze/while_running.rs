@@ -1,6 +1,7 @@
 //! `--leave-running`: the process stands still for its state only. Its memory is read from a copy-on-write copy of it, which is made
 //! in the pause, while it runs on itself.
 
+use std::fs::File;
 use std::io;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -9,9 +10,10 @@ use anyhow::{Context, Result, bail};
 
 use super::saved::Saved;
 use super::{Begun, Observer, Options, Output, collect, describe, encode, let_go};
-use crate::collect::{Beforehand, Collected, Facts, Later, Pages, ProcDir, Source};
+use crate::collect::{Beforehand, Collected, Facts, Later, Pages, ProcDir, Source, source};
 use crate::describe::Described;
-use crate::image::pages::{PageSource, Space};
+use crate::image::pages::{Extent, PageSource, Space};
+use crate::image::state::SharedKind;
 use crate::image::write::Written;
 use crate::tracer::{Copied, MemoryCopy, ProcessMemory, StoppedProcess};
 
@@ -21,6 +23,8 @@ pub struct Cut {
     /// Mappings whose pages are to be looked for in the copy.
     later: Vec<Later>,
     saved: Saved,
+    /// Of all shared objects, the files among them.
+    objects: Vec<File>,
     copy: MemoryCopy,
     /// Shared areas that are still mapped in the copy.
     shared: Vec<(u64, u64)>,
@@ -49,20 +53,20 @@ const UNMAPPED_AT_ONCE: usize = 256;
 /// A program that changes the flags of its mappings in the milliseconds that matter; the last time they are read while it stands still.
 const MAX_CUTS: usize = 3;
 
-pub fn begin(pid: i32, output: &Output, observer: &dyn Observer) -> Result<Start> {
+pub fn begin(pid: i32, output: &Output, options: &Options<'_>) -> Result<Start> {
     let mut hindrance = hindrance(pid);
     for last in (0..MAX_CUTS).map(|cut| cut + 1 == MAX_CUTS) {
         // Who may not look will be told by those who seize.
         let dir = ProcDir::by_pid(pid).ok().filter(|_| !last);
         let beforehand = dir.as_ref().and_then(|dir| Beforehand::look(dir).ok());
-        let mut begun = Begun::seize(pid, observer)?;
+        let mut begun = Begun::seize(pid, options.observer)?;
         // One that is stopped anyway loses nothing by standing still.
         if begun.process.group_stop().is_some() {
             return Ok(Start::StandsStill(begun));
         }
         if hindrance.is_none() {
-            match cut(&mut begun, beforehand.as_ref(), output, observer) {
-                Ok(Attempt::Made(cut)) => match cut.release(begun.process, dir.zip(beforehand), observer)? {
+            match cut(&mut begun, beforehand.as_ref(), output, options) {
+                Ok(Attempt::Made(cut)) => match cut.release(begun.process, dir.zip(beforehand), options.observer)? {
                     Some(cut) => return Ok(Start::Cut(cut)),
                     None => continue,
                 },
@@ -86,29 +90,27 @@ fn hindrance(pid: i32) -> Option<String> {
     }
 }
 
-fn cut(
-    begun: &mut Begun,
-    beforehand: Option<&Beforehand>,
-    output: &Output,
-    observer: &dyn Observer,
-) -> Result<Attempt> {
+fn cut(begun: &mut Begun, beforehand: Option<&Beforehand>, output: &Output, options: &Options<'_>) -> Result<Attempt> {
     let Begun { process, .. } = begun;
     for _ in 0..MAX_ATTEMPTS {
-        let collected = collect(process, Pages::InCopy(beforehand), observer)?;
+        let collected = collect(process, Pages::InCopy(beforehand), options.embed, options.observer)?;
         let Collected { facts, objects, later } = collected;
         let (at_once, shared) = match shared_areas(&facts) {
             few if few.len() <= UNMAPPED_AT_ONCE => (few, Vec::new()),
             many => (Vec::new(), many),
         };
-        let described = describe(facts, observer)?;
+        let described = describe(facts, options.observer)?;
         let copy = match process.copy_memory(&at_once).context("copy the process")? {
             Copied::Whole(copy) => copy,
             Copied::Stale => continue,
             Copied::Impossible(reason) => return Ok(Attempt::NotPossible(reason)),
         };
         let source = Source::new(process.memory(), objects);
-        // What there is to store so far is what the copy does not have.
-        let saved = match Saved::copy(&described.extents, &source, || output.spare()) {
+        // What there is to store so far is what the copy does not have. Files that nobody writes to can be read at any time.
+        let is_file = |space| is_copy_of_file(&described, space);
+        let lost = described.extents.iter().filter(|extent| !is_file(extent.space));
+        let lost: Vec<Extent> = lost.copied().collect();
+        let saved = match Saved::copy(&lost, &source, || output.spare()) {
             Ok(saved) => saved,
             Err(error) => {
                 process
@@ -120,6 +122,7 @@ fn cut(
         return Ok(Attempt::Made(Box::new(Cut {
             described,
             later,
+            objects: source.into_objects(),
             saved,
             copy,
             shared,
@@ -127,6 +130,14 @@ fn cut(
         })));
     }
     Ok(Attempt::NotPossible("signals came without a pause".into()))
+}
+
+fn is_copy_of_file(described: &Described, space: Space) -> bool {
+    let Space::Shared(index) = space else {
+        return false;
+    };
+    let object = &described.snapshot.shared_objects[index as usize];
+    matches!(object.kind, SharedKind::Copy { .. })
 }
 
 /// What a copy would share with its original: nobody may find it busy for the copy's sake (F_ADD_SEALS, umount(2), flock(2)).
@@ -197,6 +208,7 @@ impl Cut {
         let source = FromCopy {
             memory: self.copy.memory(),
             saved: &self.saved,
+            objects: &self.objects,
         };
         encode(&self.described, &source, output, options, cancelled)
     }
@@ -211,6 +223,7 @@ impl Cut {
 struct FromCopy<'a> {
     memory: &'a ProcessMemory,
     saved: &'a Saved,
+    objects: &'a [File],
 }
 
 impl PageSource for FromCopy<'_> {
@@ -218,10 +231,7 @@ impl PageSource for FromCopy<'_> {
         match (self.saved.read(space, offset, buffer)?, space) {
             (true, _) => Ok(()),
             (false, Space::Process(0)) => self.memory.read_at(offset, buffer),
-            (false, _) => Err(io::Error::new(
-                io::ErrorKind::NotFound,
-                format!("there is no {space:?}"),
-            )),
+            (false, _) => source::read_object(self.objects, space, offset, buffer),
         }
     }
 }

@@ -162,6 +162,8 @@ pub struct File {
     pub mtime_ns: i64,
     /// NT_GNU_BUILD_ID, where the file is an ELF that has one.
     pub build_id: Option<Vec<u8>>,
+    /// Index into [`Snapshot::shared_objects`]: its content, for where there is no such file.
+    pub content: Option<u32>,
 }
 
 /// Memory that lives in an inode of its own: a memfd, or anonymous shared memory.
@@ -177,6 +179,8 @@ pub enum SharedKind {
     Anonymous,
     /// memfd_create(2); `seals` as fcntl(F_GET_SEALS) shows them, `mode` is st_mode.
     Memfd { name: Name, seals: u32, mode: u32 },
+    /// A file as it was, which a thaw makes a memfd of where it needs one. Nobody writes to it.
+    Copy { name: Name, mode: u32 },
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

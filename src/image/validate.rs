@@ -3,7 +3,8 @@
 use super::header::Header;
 
 use super::state::{
-    Backing, ControlGroup, FdTable, Memory, MemoryPolicy, Process, SharedObject, SigInfo, Snapshot, Thread, Vma,
+    Backing, ControlGroup, FdTable, Memory, MemoryPolicy, Process, SharedKind, SharedObject, SigInfo, Snapshot, Thread,
+    Vma,
 };
 use std::collections::HashSet;
 
@@ -53,8 +54,15 @@ pub fn validate(snapshot: &Snapshot, header: &Header) -> Checked {
     for object in &snapshot.shared_objects {
         check_object(object)?;
     }
-    for file in &snapshot.files {
+    for (index, file) in snapshot.files.iter().enumerate() {
         check_name(&file.path, "a file")?;
+        let is_copy = |object: u32| {
+            let object = snapshot.shared_objects.get(object as usize);
+            object.is_some_and(|object| matches!(object.kind, SharedKind::Copy { .. }))
+        };
+        ensure(file.content.is_none_or(is_copy), || {
+            format!("the content of file {index} is no copy")
+        })?;
     }
     Ok(())
 }
@@ -318,8 +326,9 @@ fn check_object(object: &SharedObject) -> Checked {
         format!("a shared object is {} bytes long", object.size)
     })?;
     match &object.kind {
-        super::state::SharedKind::Anonymous => Ok(()),
-        super::state::SharedKind::Memfd { name, .. } => check_name(name, "a memfd"),
+        SharedKind::Anonymous => Ok(()),
+        SharedKind::Memfd { name, .. } => check_name(name, "a memfd"),
+        SharedKind::Copy { name, .. } => check_name(name, "the copy of a file"),
     }
 }
 

@@ -175,9 +175,8 @@ fn write_file(frames: &FileFrames<'_>, jobs: usize, worker: &Worker<'_>) -> Resu
 /// The first error of any of them.
 fn join(workers: Vec<std::thread::ScopedJoinHandle<'_, Result<()>>>) -> Result<()> {
     let ends: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
-    let ends = ends.into_iter();
-    ends.map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        .collect()
+    ends.into_iter()
+        .try_for_each(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
 fn timed(frame: &Frame, pace: &Pace, write: impl FnOnce() -> Result<()>) -> Result<()> {

@@ -9,23 +9,41 @@ use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
 use super::maps::needs_write;
-use crate::fd::make_memfd;
+use crate::fd::{make_copy, make_memfd};
 use crate::image::state::{Backing, SharedKind, SharedObject, Snapshot};
 
 /// The shared objects of an image, of their recorded size and empty.
 pub struct SharedMemory {
-    /// In the order of `Snapshot::shared_objects`, for reading and writing.
+    /// In the order of `Snapshot::shared_objects`, for reading and writing; for reading, copies of files; /dev/null, such as are not needed.
     objects: Vec<OwnedFd>,
+    /// For the content of copies of files, by index.
+    writers: HashMap<u32, OwnedFd>,
     /// Read-only descriptions for mappings that could never be made writable (no "mw" in their flags).
     read_only: HashMap<u32, File>,
 }
 
 impl SharedMemory {
-    pub fn make(snapshot: &Snapshot) -> Result<Self> {
-        let objects: Vec<OwnedFd> = snapshot
-            .shared_objects
-            .iter()
-            .map(make_object)
+    /// `is_needed` tells which copies of files.
+    pub fn make(snapshot: &Snapshot, is_needed: impl Fn(u32) -> bool) -> Result<Self> {
+        let mut writers = HashMap::new();
+        let mut make = |(index, object): (u32, &SharedObject)| match &object.kind {
+            SharedKind::Memfd { .. } => make_memfd(object),
+            SharedKind::Anonymous => make_anonymous(object.size),
+            SharedKind::Copy { .. } if !is_needed(index) => {
+                let null = OpenOptions::new().read(true).write(true).open("/dev/null");
+                Ok(null.context("open /dev/null")?.into())
+            }
+            SharedKind::Copy { name, mode } => {
+                let writer = make_copy(name, *mode, object.size)?;
+                let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+                let reader = File::open(&path).with_context(|| format!("open {path}"))?;
+                writers.insert(index, writer);
+                Ok(reader.into())
+            }
+        };
+        let all = (0..).zip(&snapshot.shared_objects);
+        let objects: Vec<OwnedFd> = all
+            .map(&mut make)
             .collect::<Result<_>>()
             .context("make shared memory")?;
         let mut read_only = HashMap::new();
@@ -39,7 +57,21 @@ impl SharedMemory {
                 read_only.insert(object, File::open(&path).with_context(|| format!("open {path}"))?);
             }
         }
-        Ok(SharedMemory { objects, read_only })
+        Ok(SharedMemory {
+            objects,
+            writers,
+            read_only,
+        })
+    }
+
+    /// The doors for the content of copies of files, which must be closed before one of them becomes an executable.
+    pub fn take_writers(&mut self) -> HashMap<u32, OwnedFd> {
+        std::mem::take(&mut self.writers)
+    }
+
+    pub fn reader(&self, object: u32) -> Result<File> {
+        let fd = self.objects.get(object as usize).context("no such shared object")?;
+        Ok(fd.try_clone().context("duplicate a descriptor")?.into())
     }
 
     /// Descriptors for descriptions to be made from, and for filling.
@@ -68,13 +100,6 @@ impl SharedMemory {
             .iter()
             .map(AsFd::as_fd)
             .chain(self.read_only.values().map(AsFd::as_fd))
-    }
-}
-
-fn make_object(object: &SharedObject) -> Result<OwnedFd> {
-    match object.kind {
-        SharedKind::Memfd { .. } => make_memfd(object),
-        SharedKind::Anonymous => make_anonymous(object.size),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Files that mappings, the executable and the directories refer to: opened and compared with the freeze before anything is made.
 #![deny(unsafe_code)]
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -10,9 +10,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use anyhow::Result;
+
 use crate::image::state::{self, Backing, Snapshot};
 use crate::refusal::Refusal;
-use crate::resurrect::needs_write;
+use crate::resurrect::{SharedMemory, needs_write};
 
 /// What to do about a mapped file that is not as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -26,11 +28,42 @@ pub enum FileCheck {
 /// Open files, by what needs them.
 pub struct MappedFiles {
     /// By index of `Snapshot::files` and whether a mapping may write the file.
-    files: HashMap<(u32, bool), File>,
-    exe: File,
+    files: HashMap<(u32, bool), Opened>,
+    exe: Opened,
     cwd: File,
     root: Option<File>,
     pub warnings: Vec<String>,
+}
+
+enum Opened {
+    File(File),
+    /// Index of the shared object that is its copy in the image, until that is made.
+    Copy(u32),
+}
+
+impl Opened {
+    fn complete(&mut self, shared: &SharedMemory) -> Result<()> {
+        if let Opened::Copy(object) = *self {
+            *self = Opened::File(shared.reader(object)?);
+        }
+        Ok(())
+    }
+
+    fn copy(&self) -> Option<u32> {
+        match self {
+            Opened::File(_) => None,
+            Opened::Copy(object) => Some(*object),
+        }
+    }
+}
+
+impl AsFd for Opened {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Opened::File(file) => file.as_fd(),
+            Opened::Copy(_) => unreachable!("copies are made before anybody asks"),
+        }
+    }
 }
 
 impl MappedFiles {
@@ -40,6 +73,7 @@ impl MappedFiles {
             check,
             refusals: Vec::new(),
             warnings: Vec::new(),
+            copied: BTreeSet::new(),
         };
         let mut files = HashMap::new();
         let (mut exe, mut cwd, mut root) = (None, None, None);
@@ -61,10 +95,14 @@ impl MappedFiles {
                 root = opener.directory(process.pid, "root directory", &process.root);
             }
         }
+        let told = opener.tell_of_copies();
         let Opener {
-            mut refusals, warnings, ..
+            mut refusals,
+            mut warnings,
+            ..
         } = opener;
         refusals.dedup();
+        warnings.extend(told);
         match (exe, cwd) {
             (Some(exe), Some(cwd)) if refusals.is_empty() => Ok(MappedFiles {
                 files,
@@ -77,6 +115,21 @@ impl MappedFiles {
         }
     }
 
+    /// Copies of files that are needed, by index in `Snapshot::shared_objects`.
+    pub fn copies(&self) -> HashSet<u32> {
+        self.files
+            .values()
+            .chain([&self.exe])
+            .filter_map(Opened::copy)
+            .collect()
+    }
+
+    /// Takes the copies, once they are made.
+    pub fn complete(&mut self, shared: &SharedMemory) -> Result<()> {
+        let mut all = self.files.values_mut().chain([&mut self.exe]);
+        all.try_for_each(|opened| opened.complete(shared))
+    }
+
     pub fn by_access(&self) -> HashMap<(u32, bool), BorrowedFd<'_>> {
         self.files.iter().map(|(key, file)| (*key, file.as_fd())).collect()
     }
@@ -84,9 +137,9 @@ impl MappedFiles {
     pub fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.files
             .values()
-            .chain([&self.exe, &self.cwd])
-            .chain(&self.root)
+            .chain([&self.exe])
             .map(AsFd::as_fd)
+            .chain([&self.cwd].into_iter().chain(&self.root).map(AsFd::as_fd))
     }
 
     pub fn exe(&self) -> BorrowedFd<'_> {
@@ -107,31 +160,47 @@ struct Opener<'a> {
     check: FileCheck,
     refusals: Vec<Refusal>,
     warnings: Vec<String>,
+    /// Files that are not here as they were, but in the image.
+    copied: BTreeSet<u32>,
 }
 
 impl Opener<'_> {
-    fn file(&mut self, pid: i32, index: u32, write: bool) -> Option<File> {
+    fn file(&mut self, pid: i32, index: u32, write: bool) -> Option<Opened> {
         let recorded = &self.snapshot.files[index as usize];
         let path = Path::new(OsStr::from_bytes(&recorded.path));
         let object = format!("mapped file {}", path.display());
-        let opened = match open(path, write) {
-            Ok(opened) => opened,
-            Err(error) => {
-                let remedy = "put the file back where it was";
+        let opened = open(path, write);
+        let found = opened.and_then(|opened| {
+            let difference = difference(recorded, &opened.metadata()?, path);
+            Ok((opened, difference))
+        });
+        match (found, recorded.content.filter(|_| !write)) {
+            (Ok((opened, None)), _) => Some(Opened::File(opened)),
+            (_, Some(content)) => {
+                self.copied.insert(index);
+                Some(Opened::Copy(content))
+            }
+            (Ok((opened, Some(what))), None) => self.judge(pid, object, &what).then_some(Opened::File(opened)),
+            (Err(error), None) => {
+                let remedy = "put the file back where it was (freeze --embed-files takes such files into the image)";
                 self.refusals
                     .push(Refusal::new(pid, object, format!("cannot be opened: {error}"), remedy));
-                return None;
-            }
-        };
-        match opened.metadata().map(|now| difference(recorded, &now, path)) {
-            Ok(None) => Some(opened),
-            Ok(Some(what)) => self.judge(pid, object, &what).then_some(opened),
-            Err(error) => {
-                self.refusals
-                    .push(Refusal::new(pid, object, format!("cannot be looked at: {error}"), ""));
                 None
             }
         }
+    }
+
+    /// One line for all.
+    fn tell_of_copies(&self) -> Option<String> {
+        let names = self.copied.iter().map(|&index| {
+            let path = &self.snapshot.files[index as usize].path;
+            String::from_utf8_lossy(path).into_owned()
+        });
+        let names: Vec<String> = names.collect();
+        let pid = self.snapshot.processes.first()?.pid;
+        let list = names.join(", ");
+        (!names.is_empty())
+            .then(|| format!("pid {pid}: has copies from the image of what is not here as it was: {list}"))
     }
 
     /// True where the file may be used all the same.

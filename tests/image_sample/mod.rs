@@ -50,6 +50,7 @@ pub fn snapshot(heap: u64, object: u64) -> Snapshot {
             size: 1 << 20,
             mtime_ns: 1,
             build_id: Some(vec![1, 2]),
+            content: None,
         }],
     }
 }

@@ -300,6 +300,7 @@ fn object((object, amount): (&SharedObject, &Amount)) -> ObjectReport {
     let (kind, name) = match &object.kind {
         SharedKind::Anonymous => ("anonymous", String::new()),
         SharedKind::Memfd { name, .. } => ("memfd", text(name)),
+        SharedKind::Copy { name, .. } => ("file", text(name)),
     };
     ObjectReport {
         kind,
