@@ -11,7 +11,10 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The items of a source file that are serialised, with their comments, without `pub` and derives.
+/// How to write bytes at once, in the encoding that they have anyway.
+const AT_ONCE: &str = "#[serde(with = \"serde_bytes\")]";
+
+/// The items of a source file that are serialised, with their comments, without `pub`, derives and [`AT_ONCE`].
 fn serialised_items(source: &str) -> String {
     let mut items = String::new();
     let mut comments: Vec<&str> = Vec::new();
@@ -23,7 +26,8 @@ fn serialised_items(source: &str) -> String {
                 let item = lines
                     .by_ref()
                     .take_while_inclusive(|line| !line.starts_with('}') && !line.ends_with(';'));
-                for line in comments.drain(..).chain(item) {
+                for line in comments.drain(..).chain(item).filter(|line| line.trim() != AT_ONCE) {
+                    let line = line.replace(&format!("{AT_ONCE} "), "");
                     items.push_str(&line.replacen("pub ", "", 1));
                     items.push('\n');
                 }

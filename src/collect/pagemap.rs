@@ -2,6 +2,7 @@
 //!
 //! Both skip what was never touched, so that giant reservations cost nothing.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -34,7 +35,12 @@ impl Populated {
 pub struct Scanner {
     pagemap: File,
     method: Method,
+    /// What one call returns; the same for each, since making it anew costs more than a call that finds little.
+    regions: RefCell<Vec<PageRegion>>,
 }
+
+/// In one call.
+const REGIONS: usize = 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
@@ -53,7 +59,11 @@ impl Scanner {
             .into_iter()
             .find(|method| sys::pagemap_scan(&pagemap, &probe(*method), &mut []).is_ok())
             .unwrap_or(Method::Entries);
-        Ok(Scanner { pagemap, method })
+        Ok(Scanner {
+            pagemap,
+            method,
+            regions: RefCell::new(vec![PageRegion::default(); REGIONS]),
+        })
     }
 
     /// Whether the kernel tells of pages without a pass over all entries.
@@ -75,7 +85,7 @@ impl Scanner {
     fn scan(&self, area: &Area, anonymous: bool) -> Result<Populated> {
         let mut found = Populated::default();
         let mut request = request(self.method, area, anonymous);
-        let mut regions = vec![PageRegion::default(); 1024];
+        let mut regions = self.regions.borrow_mut();
         let mut seen = area.start;
         while request.start < area.end {
             let (count, walked) = sys::pagemap_scan(&self.pagemap, &request, &mut regions)?;

@@ -86,10 +86,17 @@ impl Namespaces {
     }
 }
 
-/// The namespaces of a thread that are not ours. Each thread has its own; a kernel without one has no such link.
-pub fn foreign_namespaces(thread: &ProcDir, own: &Namespaces) -> Result<Vec<String>> {
+/// Those that a thread has in common with the others of its process, if it shares their directory and root: threads cannot differ in
+/// user and pid namespace (copy_process(), kernel/fork.c; userns_install(), kernel/user_namespace.c), and one whose directories are shared
+/// cannot leave its mount namespace (mntns_install(), fs/namespace.c; unshare(2)).
+const COMMON: [&str; 3] = ["mnt", "pid", "user"];
+
+/// The namespaces of a thread that are not ours. Each thread has its own; a kernel without one has no such link. `shares_directories` with
+/// a thread that was looked at.
+pub fn foreign_namespaces(thread: &ProcDir, own: &Namespaces, shares_directories: bool) -> Result<Vec<String>> {
     let mut foreign = Vec::new();
-    for (name, link, ours) in &own.0 {
+    let of_its_own = |(name, ..): &&(&'static str, String, Name)| !(shares_directories && COMMON.contains(name));
+    for (name, link, ours) in own.0.iter().filter(of_its_own) {
         if thread.link(link).context("namespaces")? != *ours {
             foreign.push((*name).to_owned());
         }
@@ -109,6 +116,9 @@ mod tests {
     fn our_own_namespaces_are_ours() {
         let own = ProcDir::by_pid(std::process::id() as i32).unwrap();
         let namespaces = Namespaces::own().unwrap();
-        assert_eq!(foreign_namespaces(&own, &namespaces).unwrap(), Vec::<String>::new());
+        assert_eq!(
+            foreign_namespaces(&own, &namespaces, false).unwrap(),
+            Vec::<String>::new()
+        );
     }
 }

@@ -168,7 +168,10 @@ impl Look<'_> {
             },
             timed_wait,
         };
-        let foreign_namespaces = foreign_namespaces(&dir, &self.namespaces)?;
+        let leader = self.process.pid().as_raw();
+        // Not where the kernel cannot tell.
+        let shares_directories = tid != leader && sys::share(leader, tid, Shared::FileSystem) == Ok(true);
+        let foreign_namespaces = foreign_namespaces(&dir, &self.namespaces, shares_directories)?;
         Ok(ThreadFacts {
             thread,
             status,

@@ -42,6 +42,7 @@ pub struct Content {
     pub uid: u32,
     pub gid: u32,
     pub mtime_ns: i64,
+    #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
 }
 

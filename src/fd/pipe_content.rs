@@ -21,9 +21,9 @@ pub struct Content {
 /// A run of bytes in a pipe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Segment {
-    Stream(Vec<u8>),
+    Stream(#[serde(with = "serde_bytes")] Vec<u8>),
     /// One packet of a pipe in packet mode (pipe(2), O_DIRECT).
-    Packet(Vec<u8>),
+    Packet(#[serde(with = "serde_bytes")] Vec<u8>),
 }
 
 impl Content {

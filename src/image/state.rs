@@ -281,6 +281,7 @@ pub struct Thread {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegSet {
     pub note: u32,
+    #[serde(with = "serde_bytes")]
     pub data: Vec<u8>,
 }
 

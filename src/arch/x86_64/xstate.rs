@@ -2,6 +2,7 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::sync::OnceLock;
 
 const NT_X86_XSTATE: u32 = 0x202;
 /// Where the kernel's copy names the features it has room for (USER_XSTATE_XCR0_WORD, arch/x86/include/asm/fpu/regset.h).
@@ -65,6 +66,12 @@ fn name(bit: usize) -> String {
 
 /// XCR0, or x87 and SSE where the kernel does not use XSAVE.
 fn own_features() -> u64 {
+    // Under a hypervisor each CPUID is a trip to it, of some 30 µs.
+    static FEATURES: OnceLock<u64> = OnceLock::new();
+    *FEATURES.get_or_init(read_own_features)
+}
+
+fn read_own_features() -> u64 {
     const OSXSAVE: u32 = 1 << 27;
     if __cpuid(1).ecx & OSXSAVE == 0 {
         return 0b11;
@@ -77,7 +84,8 @@ fn own_features() -> u64 {
 
 /// Size of the area with all features of XCR0 (CPUID 0xD, EBX).
 fn own_len() -> usize {
-    __cpuid_count(0xd, 0).ebx as usize
+    static LEN: OnceLock<usize> = OnceLock::new();
+    *LEN.get_or_init(|| __cpuid_count(0xd, 0).ebx as usize)
 }
 
 #[cfg(test)]
