@@ -9,7 +9,7 @@ pub mod process;
 pub mod settings;
 mod signals;
 
-pub use signals::{Became, SignalInfo, kill, look_at_child, securebits, wait_for_signal};
+pub use signals::{Became, SignalInfo, kill, look_at_child, securebits, take_signal, wait_for_signal};
 
 /// Whether the kernel gave this process rights by its executable: set-user-ID, set-group-ID, file capabilities.
 pub fn at_secure() -> bool {

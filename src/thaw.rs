@@ -6,6 +6,7 @@ mod files;
 pub mod foreground;
 mod machine;
 mod pid_file;
+mod terminal;
 mod trust;
 
 use std::collections::HashMap;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgrp};
 
 use crate::arch;
 use crate::fd::{self, Pump, ReopenContext, Stdio};
@@ -27,6 +28,7 @@ use crate::resurrect::plan::{Plan, Session, Wishes, plan};
 use crate::resurrect::{self, GoesOn, Inherited, MappedFds, Move, Parts, Rebuilt, SharedMemory};
 use control_groups::Groups;
 use files::MappedFiles;
+use terminal::Lending;
 
 pub use crate::resurrect::timens::ClockPolicy;
 pub use files::FileCheck;
@@ -50,6 +52,7 @@ pub struct Thawed {
     pub pid: Pid,
     pub session: Session,
     pub pumps: Vec<Pump>,
+    lending: Lending,
     /// What looks different from the freeze, but is not in the way.
     pub warnings: Vec<String>,
     pub memory_bytes: u64,
@@ -116,19 +119,35 @@ fn thaw_from<R: Read>(
     let copies = Copies(made.shared_memory.take_writers());
     let pages = |sink: PageSink<'_>| pages(reader, options.jobs, sink);
     let brought = bring_back(&snapshot, &made, copies, pages, options, progress);
-    let (memory_bytes, window, notes) = brought.map_err(|error| taken_meanwhile(error, &snapshot))?;
+    let Brought {
+        memory_bytes,
+        window,
+        notes,
+        lending,
+    } = brought.map_err(|error| taken_meanwhile(error, &snapshot))?;
     warnings.extend(notes);
     Ok(Thawed {
         pid: made.plan.pid,
         session: made.plan.session,
         pumps: made.pumps,
+        lending,
         warnings,
         memory_bytes,
         window,
     })
 }
 
-/// Rebuilds and resumes; returns how much memory came, the window from the first to the last thread let go, and notes for people. An error leaves nothing.
+/// What is to be said of a program that was brought back, and done until it ends.
+struct Brought {
+    memory_bytes: u64,
+    /// From the first to the last thread let go.
+    window: std::time::Duration,
+    /// For people.
+    notes: Vec<String>,
+    lending: Lending,
+}
+
+/// Rebuilds and resumes. An error leaves nothing.
 fn bring_back(
     snapshot: &Snapshot,
     made: &Made,
@@ -136,7 +155,7 @@ fn bring_back(
     pages: impl FnOnce(PageSink<'_>) -> Result<Totals>,
     options: &Options,
     progress: Progress<'_>,
-) -> Result<(u64, std::time::Duration, Vec<String>)> {
+) -> Result<Brought> {
     let mut rebuilt = rebuild(snapshot, made)?;
     let mut notes = made.groups.join_process(made.plan.pid);
     let total = resident_bytes(snapshot);
@@ -155,17 +174,39 @@ fn bring_back(
     fd::finish(snapshot, &made.descriptions, &made.shared)?;
     rebuilt.arm_timers()?;
     foreground::hold_signals()?;
-    foreground::hand_over_terminal(made.plan.pid, made.plan.session)?;
+    let mut lending = lending(snapshot, &made.plan);
+    let has_another_screen = lending.lend()?;
     let how = if options.stopped {
         GoesOn::Stopped
     } else {
         GoesOn::AsItWas
     };
-    let window = rebuilt.resume(how)?;
+    let window = match rebuilt.resume(how, has_another_screen) {
+        Ok(window) => window,
+        Err(error) => {
+            lending.end(true)?;
+            return Err(error);
+        }
+    };
     if let Some(pid_file) = pid_file {
         pid_file.keep();
     }
-    Ok((memory_bytes, window, notes))
+    Ok(Brought {
+        memory_bytes,
+        window,
+        notes,
+        lending,
+    })
+}
+
+/// What the program gets of our terminal: nothing where it has a session of its own.
+fn lending(snapshot: &Snapshot, plan: &Plan) -> Lending {
+    let settings = fd::terminal_settings(snapshot);
+    match plan.session {
+        Session::New => Lending::none(),
+        Session::OwnGroup => Lending::new(plan.pid, settings),
+        Session::Join => Lending::new(getpgrp(), settings),
+    }
 }
 
 /// Somebody may have taken an id between our look and its clone3(2), which then fails with EEXIST: that is a refusal as well.

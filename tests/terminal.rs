@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// Plays the user. Every step waits for what the screen must show next, for a minute at most.
-const SESSION: &str = r#"
+const USER: &str = r#"
 import os, pty, re, select, subprocess, sys, time
 cryopod, image = sys.argv[1:3]
 pid, screen = pty.fork()
@@ -47,6 +47,9 @@ def silence():
     assert not re.search(r'T\d', seen), f'it runs while it is stopped: {seen!r}'
 
 expect(r'\$ ')
+"#;
+
+const JOB: &str = r#"
 type('''perl -e '$|=1; $SIG{INT}=sub{print "GOT INT\\n"}; for(;;){select(undef,undef,undef,.05); print "T",$n++," pid$$\\n"}'\n''')
 program = expect(r'T3 pid(\d+)\r').group(1)
 subprocess.run([cryopod, '-q', 'freeze', program, '-o', image], check=True)
@@ -81,8 +84,12 @@ fn a_thaw_is_a_job_like_any_other() {
         return;
     }
     let dir = scratch();
+    play(JOB, &dir);
+}
+
+fn play(session: &str, dir: &tempfile::TempDir) {
     let mut user = Command::new("/usr/bin/python3");
-    user.args(["-c", SESSION, CRYOPOD])
+    user.args(["-c", &format!("{USER}{session}"), CRYOPOD])
         .arg(dir.path().join("app.img"))
         .current_dir(dir.path());
     let result = user.output().expect("python3 can be run");
@@ -92,6 +99,93 @@ fn a_thaw_is_a_job_like_any_other() {
         "{said}{}",
         String::from_utf8_lossy(&result.stderr)
     );
+}
+
+/// A program that reads single keys and shows their codes, as editors do; it never puts the terminal in order. SIGWINCH makes it draw its
+/// screen again.
+const KEYS: &str = r#"
+import os, signal, sys, tty
+def draw(*_): os.write(1, b'SCREEN pid%d\n' % os.getpid())
+def go_on(*_): tty.setcbreak(0); draw()
+signal.signal(signal.SIGWINCH, draw)
+signal.signal(signal.SIGCONT, go_on)
+go_on()
+while True:
+    key = os.read(0, 1)
+    if not key or key == b'q': sys.exit(7)
+    os.write(1, b'<%d>' % key[0])
+"#;
+
+const KEYS_SESSION: &str = r#"
+def sane():
+    global seen
+    type('stty -a | tr ";" "\\n" | tr " " "\\n" | grep -E "^-?(icanon|echo)$" | tr "\\n" ,\n')
+    expect(r'\r?\n(icanon,echo|echo,icanon),')
+    expect(r'\$ ')
+
+def freeze():
+    subprocess.run([cryopod, '-q', 'freeze', program, '-o', image], check=True)
+    expect(r'\$ ')
+    sane()
+
+def keys(text):
+    type(text)
+    shown = ''.join(f'<{ord(key)}>' for key in text)
+    found = expect(r'((?:.|\n)*?)' + shown)
+    assert text not in found.group(1), f'the terminal echoes: {found.group(1)!r}'
+
+type('/usr/bin/python3 keys.py\n')
+program = expect(r'SCREEN pid(\d+)').group(1)
+keys('ab')
+freeze()
+for image_again in range(2):
+    type(f'{cryopod} thaw {image}\n')
+    expect('SCREEN pid' + program)
+    keys('cd')
+    if image_again == 0:
+        freeze()
+type('\x1a')
+expect('Stopped')
+expect(r'\$ ')
+sane()
+type('fg\n')
+expect('SCREEN')
+keys('ef')
+type('q')
+expect(r'\$ ')
+type('echo code $?\n')
+expect('code 7')
+sane()
+
+# In the background nothing of the terminal is touched; in the foreground it goes on.
+type(f'{cryopod} thaw {image} &\n')
+expect(r'\[1\]')
+time.sleep(0.5)
+type('\n')
+expect(r'\$ ')
+sane()
+type('fg\n')
+expect('SCREEN')
+expect('SCREEN') # at SIGCONT, and on the new screen
+keys('gh')
+
+# Ended by a signal, it cannot put anything in order.
+os.kill(int(program), 9)
+expect(r'\$ ')
+sane()
+type('exit\n')
+os.waitpid(pid, 0)
+print('PASS')
+"#;
+
+#[test]
+fn a_program_that_reads_keys_has_its_terminal_again_and_the_shell_afterwards() {
+    if !can_thaw() {
+        return;
+    }
+    let dir = scratch();
+    std::fs::write(dir.path().join("keys.py"), KEYS).expect("the directory is ours");
+    play(KEYS_SESSION, &dir);
 }
 
 /// A freeze of some megabytes into a pipe that is read only after a while; what it writes to the terminal `stderr`, or to a pipe.

@@ -277,6 +277,11 @@ fn process_facts(
     posix_timers: Vec<PosixTimer>,
 ) -> Result<ProcessFacts> {
     let stat = process::stat(dir)?;
+    let mut untold = answers.untold;
+    if stat.session == stat.pid && stat.tty_nr != 0 {
+        let note = "it leads its session and has a controlling terminal: thawed, it will have none, and with it no job control";
+        untold.push(note.into());
+    }
     Ok(ProcessFacts {
         ppid: stat.ppid,
         pgid: stat.pgrp,
@@ -294,7 +299,7 @@ fn process_facts(
             autogroup_nice: process::autogroup_nice(dir)?,
             ..answers.settings
         },
-        untold: answers.untold,
+        untold,
         has_ldt: answers.has_ldt,
         layout: process::layout(&stat, answers.brk)?,
         auxv: dir.read("auxv")?,

@@ -30,6 +30,7 @@ mod shared;
 mod signalfd;
 mod standard;
 mod stdio;
+mod terminal;
 mod thaw;
 mod timerfd;
 
@@ -38,4 +39,6 @@ pub use kind::name as kind_name;
 pub use look::{Looked, look};
 pub use shared::{SharedObjects, make_copy, make_memfd};
 pub use standard::{Pump, Stdio};
+pub use stdio::terminal_settings;
+pub use terminal::TerminalSettings;
 pub use thaw::{Check, OwnerCall, ReopenContext, check, finish, relink, reopen};

@@ -6,14 +6,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::kind::{Kind, Probe, Unfit};
+use super::kind::{AnyKind, Kind, Probe, Unfit};
 use super::look::Look;
 use super::pipe::{Ends, check_size, refuse_mixture};
 use super::pipe_content::Content;
 use super::probe::Seen;
 use super::standard::{self, Pump};
+use super::terminal::TerminalSettings;
 use super::thaw::{Check, ReopenContext};
-use crate::image::state::Description;
+use crate::image::state::{Description, Snapshot};
 
 /// A description that leads outside.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +24,8 @@ pub struct Outside {
     pub pipe: Option<(u64, u64)>,
     /// In the first description of a pipe that the program reads, where bytes wait in it.
     pub unread: Option<Content>,
+    /// Of a terminal that has another side.
+    pub settings: Option<TerminalSettings>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +54,7 @@ impl Kind for Outside {
                 becomes,
                 pipe: None,
                 unread: None,
+                settings: TerminalSettings::of(&probe.file)?,
             });
         }
         let mut unread = None;
@@ -70,6 +74,7 @@ impl Kind for Outside {
             becomes,
             pipe: Some(seen.inode()),
             unread,
+            settings: None,
         })
     }
 
@@ -112,6 +117,17 @@ impl Kind for Outside {
         }
         standard::adopt(source, flags)
     }
+}
+
+/// The settings of the terminal that the program had, the first if it had several.
+pub fn terminal_settings(snapshot: &Snapshot) -> Option<TerminalSettings> {
+    snapshot
+        .descriptions
+        .iter()
+        .find_map(|description| match AnyKind::decode(description) {
+            Ok(AnyKind::Outside(outside)) => outside.settings,
+            _ => None,
+        })
 }
 
 /// A terminal's descriptor, or a pipe whose other end is in another process.

@@ -26,7 +26,10 @@ pub enum GoesOn {
 impl Rebuilt<'_> {
     /// Lets the process go. Returns how long the window from the first to the last detach was; until the first, an error (or our
     /// death) leaves nothing behind.
-    pub fn resume(mut self, how: GoesOn) -> Result<Duration> {
+    ///
+    /// With `has_another_screen` it finds SIGWINCH waiting: programs that fill the screen draw it anew, and others ignore that. Not sent
+    /// later, when it could come between a call that is entered again and the program's look for signals, which many do not expect.
+    pub fn resume(mut self, how: GoesOn, has_another_screen: bool) -> Result<Duration> {
         let process = self.parts.process;
         let mut all_regs = Vec::with_capacity(process.threads.len());
         for (thread, task) in process.threads.iter().zip(&mut self.tasks) {
@@ -46,6 +49,9 @@ impl Rebuilt<'_> {
             .threads
             .iter()
             .try_for_each(|thread| self.restore_critical_section(thread))?;
+        if has_another_screen {
+            nix::sys::signal::kill(self.parts.plan.pid, nix::sys::signal::SIGWINCH).context("send SIGWINCH")?;
+        }
         if how == GoesOn::Stopped || process.stopped_by.is_some() {
             nix::sys::signal::kill(self.parts.plan.pid, nix::sys::signal::SIGSTOP).context("send SIGSTOP")?;
         }

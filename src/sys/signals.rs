@@ -12,6 +12,17 @@ pub struct SignalInfo {
     pub code: i32,
 }
 
+/// Takes a signal of `set` out of the queue, if there is one (sigtimedwait(2)).
+pub fn take_signal(set: &SigSet) -> nix::Result<()> {
+    let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the set and the time are live; nobody asks for the siginfo_t.
+    let rc = unsafe { libc::sigtimedwait(set.as_ref(), std::ptr::null_mut(), &raw const now) };
+    match Errno::result(rc) {
+        Ok(_) | Err(Errno::EAGAIN) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// sigwaitinfo(2).
 pub fn wait_for_signal(set: &SigSet) -> nix::Result<SignalInfo> {
     // SAFETY: siginfo_t is plain data, for which zeros are a value.

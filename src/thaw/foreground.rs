@@ -4,15 +4,15 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal};
-use std::os::fd::AsFd;
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask, raise};
-use nix::unistd::{Pid, dup2_stdin, dup2_stdout, getpgrp, tcgetpgrp, tcsetpgrp};
+use nix::unistd::{Pid, dup2_stdin, dup2_stdout};
 
 use super::Thawed;
+use super::terminal::Lending;
 use crate::fd::Pump;
 use crate::resurrect::plan::Session;
 use crate::sys::{self, Became};
@@ -53,21 +53,12 @@ pub fn hold_signals() -> Result<()> {
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), None).context("block signals")
 }
 
-/// Gives the terminal to a program that is a process group of its own, where it is ours to give.
-pub fn hand_over_terminal(pid: Pid, session: Session) -> Result<()> {
-    if session == Session::OwnGroup
-        && let Some(terminal) = Terminal::in_foreground()
-    {
-        terminal.give_to(pid)?;
-    }
-    Ok(())
-}
-
 /// Stays until the program ends; returns its exit code, or 128+N where signal N ended it.
 pub fn follow(thawed: Thawed, begins_stopped: bool) -> Result<u8> {
-    let follower = Follower {
+    let mut follower = Follower {
         pid: thawed.pid,
         session: thawed.session,
+        lending: thawed.lending,
     };
     let outputs = start_pumps(thawed.pumps);
     let_go_of_stdio()?;
@@ -98,15 +89,16 @@ fn start_pumps(pumps: Vec<Pump>) -> Vec<JoinHandle<io::Result<()>>> {
 struct Follower {
     pid: Pid,
     session: Session,
+    lending: Lending,
 }
 
 impl Follower {
     /// Takes in what became of the program since the last look.
-    fn report(&self, expected_stop: &mut bool) -> Result<Option<u8>> {
+    fn report(&mut self, expected_stop: &mut bool) -> Result<Option<u8>> {
         loop {
             match sys::look_at_child(self.pid) {
-                Ok(Became::Exited(code)) => return self.ended(code as u8).map(Some),
-                Ok(Became::Killed(signal)) => return self.ended(128 + signal as u8).map(Some),
+                Ok(Became::Exited(code)) => return self.ended(code as u8, false).map(Some),
+                Ok(Became::Killed(signal)) => return self.ended(128 + signal as u8, true).map(Some),
                 Ok(Became::Stopped(_)) if std::mem::take(expected_stop) => {}
                 Ok(Became::Stopped(_)) => self.stop_as_well()?,
                 Ok(Became::Same) => return Ok(None),
@@ -116,25 +108,22 @@ impl Follower {
         }
     }
 
-    fn ended(&self, code: u8) -> Result<u8> {
-        if self.session == Session::OwnGroup
-            && let Some(terminal) = Terminal::of_group(self.pid)
-        {
-            terminal.give_to(getpgrp())?;
-        }
-        Ok(code)
+    fn ended(&self, code: u8, killed: bool) -> Result<u8> {
+        self.lending.end(killed).map(|()| code)
     }
 
     /// ^Z stops the program; the shell that waits for us is to see a stopped job, and its fg makes both go on.
-    fn stop_as_well(&self) -> Result<()> {
-        if self.session == Session::OwnGroup
-            && let Some(terminal) = Terminal::of_group(self.pid)
-        {
-            terminal.give_to(getpgrp())?;
-        }
+    fn stop_as_well(&mut self) -> Result<()> {
+        self.lending.take_back()?;
         raise(Signal::SIGSTOP).context("stop")?;
-        hand_over_terminal(self.pid, self.session)?;
-        self.send(libc::SIGCONT)
+        // What made us go on waits in our queue, as all that passes through; passed on as well, it would come to the program twice.
+        sys::take_signal(&SigSet::from(Signal::SIGCONT)).context("go on")?;
+        let has_another_screen = self.lending.lend()?;
+        self.send(libc::SIGCONT)?;
+        match has_another_screen {
+            true => self.send(libc::SIGWINCH),
+            false => Ok(()),
+        }
     }
 
     /// A signal of the kernel's own, such as ^C makes it, went to the whole process group: a program in ours has it already.
@@ -168,34 +157,4 @@ fn let_go_of_stdio() -> Result<()> {
         dup2_stdout(&null).context("let go of stdout")?;
     }
     Ok(())
-}
-
-/// The controlling terminal, where we have one on stdin, stdout or stderr.
-struct Terminal(std::os::fd::OwnedFd);
-
-impl Terminal {
-    fn own() -> Option<Self> {
-        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
-        let candidates = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
-        // tcgetpgrp fails with ENOTTY on all but our controlling terminal.
-        let fd = candidates.into_iter().find(|fd| tcgetpgrp(fd).is_ok())?;
-        fd.try_clone_to_owned().ok().map(Terminal)
-    }
-
-    fn in_foreground() -> Option<Self> {
-        Self::of_group(getpgrp())
-    }
-
-    fn of_group(group: Pid) -> Option<Self> {
-        Self::own().filter(|terminal| tcgetpgrp(&terminal.0) == Ok(group))
-    }
-
-    /// SIGTTOU is blocked, see [`hold_signals`], so that a background group may do this.
-    fn give_to(&self, group: Pid) -> Result<()> {
-        match tcsetpgrp(&self.0, group) {
-            // The group is gone, or somebody else has the terminal by now.
-            Ok(()) | Err(Errno::ESRCH | Errno::EPERM | Errno::ENOTTY) => Ok(()),
-            Err(errno) => Err(errno).context("hand over the terminal"),
-        }
-    }
 }
