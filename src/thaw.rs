@@ -24,7 +24,7 @@ use crate::fd::{self, Pump, ReopenContext, Stdio};
 use crate::image::read::{Reader, Sink as PageSink, Totals};
 use crate::image::state::{Backing, Process, Snapshot};
 use crate::refusal::{Refusal, Refused};
-use crate::resurrect::plan::{Plan, Session, Wishes, plan};
+use crate::resurrect::plan::{Plan, Session, Wishes, plan, rights};
 use crate::resurrect::{self, GoesOn, Inherited, MappedFds, Move, Parts, Rebuilt, SharedMemory};
 use control_groups::Groups;
 use files::MappedFiles;
@@ -267,6 +267,12 @@ fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -
     let mut warnings = checked.warnings;
     warnings.extend(notes);
     warnings.extend(machine.surroundings.warning(snapshot));
+    warnings.extend(
+        snapshot
+            .processes
+            .iter()
+            .filter_map(|process| rights::note(process, &machine)),
+    );
     refusals.extend(checked.refusals);
     let planned = plan(snapshot, &machine, wishes);
     let files = match files {

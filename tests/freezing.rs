@@ -3,6 +3,7 @@
 mod common;
 
 use common::{CRYOPOD, Program, can_thaw, cryopod, exists, scratch, state, stderr, wait_until};
+use cryopod::image::read::Reader;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::fs;
@@ -11,6 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 /// A program that works until it is told to check itself, in a directory that has room for images.
 struct Target {
@@ -214,6 +216,34 @@ fn the_last_line_says_that_the_process_ended() {
     assert!(last.starts_with(&format!("pid {pid} ended; ")), "{last}");
     assert!(last.contains("app.img"), "{last}");
     target.program.wait();
+}
+
+/// What a reader that takes 40 MB a second gets of a program with 64 MB that compress well.
+#[test]
+fn a_slow_reader_gets_a_small_image() {
+    let script = r#"my $heap = join ",", map { "{\"id\": $_, \"path\": \"/index.html\", \"user\": null}" } 1 .. 1400000; print "READY\n"; sleep 1 while 1"#;
+    let dir = scratch();
+    let program = Program::perl(script, dir.path());
+    let mut command = Command::new(CRYOPOD);
+    command.args(["-q", "freeze", &program.pid.to_string(), "--leave-running", "-o", "-"]);
+    let mut freeze = command.stdout(Stdio::piped()).spawn().expect("cryopod can be run");
+    let mut pipe = freeze.stdout.take().expect("it was asked for");
+    let (mut image, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
+    loop {
+        let read = pipe.read(&mut buffer).expect("it is a pipe");
+        if read == 0 {
+            break;
+        }
+        image.extend_from_slice(&buffer[..read]);
+        std::thread::sleep(Duration::from_secs_f64(read as f64 / 40e6));
+    }
+    assert!(freeze.wait().expect("it is our child").success());
+    let total = Reader::open(&image[..])
+        .expect("an image")
+        .list(&mut |_, _| ())
+        .expect("a whole one");
+    assert!(total.stored_bytes > 60 << 20, "{total:?}");
+    assert!(total.file_bytes * 4 < total.stored_bytes, "{total:?}");
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod memory {
     roundtrip!(policy, "memory/policy.c");
     roundtrip!(private_file, "memory/private_file.c");
     roundtrip!(deleted_files, "memory/deleted_files.c");
+    roundtrip!(locked, "memory/locked.c");
     roundtrip!(protections, "memory/protections.c");
     roundtrip!(relro, "memory/relro.c");
     roundtrip!(remapped, "memory/remapped.c");

@@ -3,12 +3,13 @@
 mod common;
 
 use common::frozen::Frozen;
-use common::{CRYOPOD, Program, build, can_thaw, cryopod, exists, scratch, state, status, stderr, wait_until};
+use common::{CRYOPOD, Program, build, can_thaw, cryopod, exists, scratch, skipped, state, status, stderr, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::chown;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 const WAIT_FOR_GO: &str = r#"print "READY\n"; select(undef, undef, undef, 0.005) until -e "go";"#;
@@ -275,6 +276,90 @@ fn a_pid_that_a_process_group_holds_is_refused_with_a_member() {
         member().trim()
     );
     assert!(stderr(&refused).contains(&expected), "{}", stderr(&refused));
+}
+
+/// A command without these capabilities (setpriv(1)), after the limits of ulimit(1).
+fn without(capability: &str, limits: &str, command: &Command) -> Command {
+    let mut less = Command::new("setpriv");
+    less.arg(format!("--bounding-set=-{capability}")).args(["sh", "-c"]);
+    less.arg(format!("{limits} && exec \"$0\" \"$@\""));
+    less.arg(command.get_program()).args(command.get_args());
+    less
+}
+
+fn thaw_of(image: &Path) -> Command {
+    let mut thaw = Command::new(CRYOPOD);
+    thaw.arg("thaw").arg(image);
+    thaw
+}
+
+#[test]
+fn memory_that_cannot_be_locked_again_is_a_refusal() {
+    if !can_thaw() {
+        return;
+    }
+    let dir = scratch();
+    let fixture = build::fixture("memory/locked.c");
+    let mut program = Program::start(without("ipc_lock", "true", &fixture).current_dir(dir.path()));
+    let line = program.wait_for(|line| line == "READY" || line.starts_with("SKIP "));
+    if let Some(why) = line.strip_prefix("SKIP ") {
+        return skipped(why);
+    }
+    let frozen = Frozen::program(dir, program);
+    let thaw = without("ipc_lock", "ulimit -l 64", &thaw_of(&frozen.image)).output();
+    let thaw = thaw.expect("setpriv is there");
+    assert_eq!(thaw.status.code(), Some(126), "{}", stderr(&thaw));
+    assert!(stderr(&thaw).contains("RLIMIT_MEMLOCK"), "{}", stderr(&thaw));
+    assert!(!exists(frozen.pid));
+    // A hard limit that suffices will do, whatever the soft one is.
+    let limits = "ulimit -S -l 64 && ulimit -H -l 2048";
+    let mut thaw = without("ipc_lock", limits, &thaw_of(&frozen.image));
+    let program = Program::thaw_by(&mut thaw, frozen.pid, Stdio::null());
+    program.signal(Signal::SIGUSR1);
+    program.expect_pass();
+}
+
+#[test]
+fn rights_that_thaw_does_not_have_are_a_refusal() {
+    let Some(frozen) = Frozen::perl(&format!("{WAIT_FOR_GO} exit 7")) else {
+        return;
+    };
+    let thaw = without("net_raw", "true", &thaw_of(&frozen.image)).output();
+    let thaw = thaw.expect("setpriv is there");
+    assert_eq!(thaw.status.code(), Some(126), "{}", stderr(&thaw));
+    assert!(stderr(&thaw).contains("CAP_NET_RAW"), "{}", stderr(&thaw));
+    let mut unprivileged = Command::new("setpriv");
+    unprivileged
+        .arg("--no-new-privs")
+        .args([CRYOPOD, "thaw"])
+        .arg(&frozen.image);
+    let thaw = unprivileged.output().expect("setpriv is there");
+    assert_eq!(thaw.status.code(), Some(126), "{}", stderr(&thaw));
+    assert!(stderr(&thaw).contains("no_new_privs"), "{}", stderr(&thaw));
+    assert!(!exists(frozen.pid));
+    let mut thaw = frozen.thaw();
+    frozen.go();
+    assert_eq!(thaw.wait().code(), Some(7));
+}
+
+/// A program without capabilities still has a bounding set, which thaw can only make smaller.
+#[test]
+fn a_smaller_bounding_set_is_told() {
+    if !can_thaw() {
+        return;
+    }
+    let dir = scratch();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "perl", "-e"]);
+    command.arg("$| = 1; print \"READY\\n\"; sleep 1 until $done; BEGIN { $SIG{USR1} = sub { exit 7 } }");
+    let mut program = Program::start(&mut command);
+    program.wait_for(|line| line == "READY");
+    let frozen = Frozen::program(dir, program);
+    let mut thaw = without("net_raw", "true", &thaw_of(&frozen.image));
+    let mut program = Program::thaw_by(&mut thaw, frozen.pid, Stdio::null());
+    program.wait_for(|line| line.contains("bounding set loses") && line.contains("CAP_NET_RAW"));
+    program.signal(Signal::SIGUSR1);
+    assert_eq!(program.wait().code(), Some(7));
 }
 
 #[test]

@@ -64,7 +64,7 @@ pub fn set(script: &mut Script<'_>, current: &Credentials, wanted: &Credentials)
     Ok(())
 }
 
-fn differ_in_capabilities(a: &Credentials, b: &Credentials) -> bool {
+pub fn differ_in_capabilities(a: &Credentials, b: &Credentials) -> bool {
     let sets = |c: &Credentials| {
         (
             c.inheritable,

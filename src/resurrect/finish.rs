@@ -99,7 +99,16 @@ fn set_process(script: &mut Script<'_>, parts: &Parts<'_>) -> Result<()> {
         Session::Join => {}
     }
     set_directories(script, parts)?;
-    maps::lock(script, &process.memory)?;
+    if process.memory.vmas.iter().any(|vma| vma.flags.has(b"lo")) {
+        // The program's own limits, which may be below what it has locked, come later.
+        set_limit(
+            script,
+            libc::RLIMIT_MEMLOCK,
+            parts.plan.lock_limit,
+            parts.plan.lock_limit,
+        )?;
+        maps::lock(script, &process.memory)?;
+    }
     maps::guard_and_name(script, &process.memory)?;
     set_mm(script, &process.memory, parts.exe.as_raw_fd())?;
     script.prctl(
@@ -115,14 +124,15 @@ fn set_process(script: &mut Script<'_>, parts: &Parts<'_>) -> Result<()> {
     }
     script.call("umask", libc::SYS_umask, [process.umask.into()])?;
     for limit in &process.rlimits {
-        let bytes: Vec<u8> = [limit.soft, limit.hard]
-            .into_iter()
-            .flat_map(u64::to_ne_bytes)
-            .collect();
-        let args = [0u64.into(), limit.resource.into(), bytes.as_slice().into(), 0u64.into()];
-        script.call("prlimit64", libc::SYS_prlimit64, args)?;
+        set_limit(script, limit.resource, limit.soft, limit.hard)?;
     }
     settings::of_process(script, process)
+}
+
+fn set_limit(script: &mut Script<'_>, resource: u32, soft: u64, hard: u64) -> Result<()> {
+    let bytes: Vec<u8> = [soft, hard].into_iter().flat_map(u64::to_ne_bytes).collect();
+    let args = [0u64.into(), resource.into(), bytes.as_slice().into(), 0u64.into()];
+    script.call("prlimit64", libc::SYS_prlimit64, args)
 }
 
 fn set_after_credentials(script: &mut Script<'_>, process: &Process) -> Result<()> {

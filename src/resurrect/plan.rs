@@ -1,13 +1,14 @@
 //! What a thaw will do and what stands against it, decided from the image and from facts about this machine. Pure.
 #![deny(unsafe_code)]
 
+pub mod rights;
 pub mod settings;
 
 use nix::unistd::Pid;
 
 use super::timens::{self, ClockPolicy, HostClocks, TimeOffsets};
 use crate::arch;
-use crate::image::state::{Backing, Process, Rlimit, Snapshot};
+use crate::image::state::{Backing, Credentials, Process, Rlimit, Snapshot};
 use crate::refusal::Refusal;
 
 /// Facts about the machine that thaws.
@@ -24,6 +25,10 @@ pub struct Machine {
     pub can_set_clocks: bool,
     /// CAP_SYS_RESOURCE: hard limits may be raised, oom_score_adj lowered.
     pub can_raise_limits: bool,
+    /// Thaw's own.
+    pub credentials: Credentials,
+    /// CAP_IPC_LOCK: memory may be locked beyond RLIMIT_MEMLOCK.
+    pub can_lock_memory: bool,
     pub rlimits: Vec<Rlimit>,
     pub oom_score_adj: i32,
     /// Ids that the image wants and that are in use here, with what uses them.
@@ -83,6 +88,8 @@ pub struct Plan {
     pub personality: u64,
     /// Soft RLIMIT_STACK of the stub's exec, which sets the base below which mmap(2) will place new mappings.
     pub stack_limit: u64,
+    /// RLIMIT_MEMLOCK, soft and hard, for as long as memory is locked again: as high as ours may be.
+    pub lock_limit: u64,
 }
 
 /// All refusals at once, or the plan.
@@ -103,6 +110,8 @@ pub fn plan(snapshot: &Snapshot, machine: &Machine, wishes: Wishes) -> Result<Pl
     refusals.extend(against_cpu(process, machine));
     refusals.extend(against_mappings(process, machine));
     refusals.extend(against_limits(process, machine));
+    refusals.extend(against_locks(process, machine));
+    refusals.extend(rights::against(process, machine));
     refusals.extend(time_offsets.and_then(|_| against_clocks(process, machine)));
     refusals.extend(against_parent(process, wishes));
     refusals.extend(settings::against(process, machine));
@@ -115,6 +124,7 @@ pub fn plan(snapshot: &Snapshot, machine: &Machine, wishes: Wishes) -> Result<Pl
         time_offsets,
         personality: libc::ADDR_NO_RANDOMIZE as u64 | u64::from(process.personality & ADDR_COMPAT_LAYOUT),
         stack_limit: stack_limit(process),
+        lock_limit: lock_limit(machine),
     })
 }
 
@@ -234,6 +244,21 @@ fn against_limits(process: &Process, machine: &Machine) -> Vec<Refusal> {
         ));
     }
     refusals
+}
+
+fn lock_limit(machine: &Machine) -> u64 {
+    let own = machine.rlimits.iter().find(|own| own.resource == libc::RLIMIT_MEMLOCK);
+    own.map_or(u64::MAX, |own| own.hard)
+}
+
+/// mlock(2) is not given back what it was given by a higher limit, or by a capability.
+fn against_locks(process: &Process, machine: &Machine) -> Option<Refusal> {
+    let locked = process.memory.vmas.iter().filter(|vma| vma.flags.has(b"lo"));
+    let locked: u64 = locked.map(|vma| vma.end - vma.start).sum();
+    let limit = lock_limit(machine);
+    let reason = format!("takes {locked} bytes, and the hard limit RLIMIT_MEMLOCK of thaw is {limit}");
+    let remedy = "run thaw with CAP_IPC_LOCK, or from a shell with a higher limit (ulimit -l)";
+    (!machine.can_lock_memory && locked > limit).then(|| Refusal::new(process.pid, "its locked memory", reason, remedy))
 }
 
 fn against_clocks(process: &Process, machine: &Machine) -> Option<Refusal> {
