@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 mod control_groups;
+mod copies;
 mod files;
 pub mod foreground;
 mod machine;
@@ -9,7 +10,6 @@ mod pid_file;
 mod terminal;
 mod trust;
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -22,11 +22,12 @@ use nix::unistd::{Pid, getpgrp};
 use crate::arch;
 use crate::fd::{self, Pump, ReopenContext, Stdio};
 use crate::image::read::{Reader, Sink as PageSink, Totals};
-use crate::image::state::{Backing, Process, Snapshot};
+use crate::image::state::{Process, Snapshot};
 use crate::refusal::{Refusal, Refused};
 use crate::resurrect::plan::{Plan, Session, Wishes, plan, rights};
 use crate::resurrect::{self, GoesOn, Inherited, MappedFds, Move, Parts, Rebuilt, SharedMemory};
 use control_groups::Groups;
+use copies::Copies;
 use files::MappedFiles;
 use terminal::Lending;
 
@@ -116,7 +117,7 @@ fn thaw_from<R: Read>(
     warnings.extend_from_slice(&decided.warnings);
 
     let mut made = trust::with_rights_over_files(owner, options.trust, || make(&snapshot, decided))??;
-    let copies = Copies(made.shared_memory.take_writers());
+    let copies = Copies::of(made.shared_memory.take_writers());
     let pages = |sink: PageSink<'_>| pages(reader, options.jobs, sink);
     let brought = bring_back(&snapshot, &made, copies, pages, options, progress);
     let Brought {
@@ -314,13 +315,10 @@ struct Made {
 }
 
 fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
-    let copies = decided.files.copies();
-    let is_mapped = |object| {
-        let vmas = snapshot.processes.iter().flat_map(|process| &process.memory.vmas);
-        vmas.into_iter()
-            .any(|vma| matches!(vma.backing, Backing::Shared { object: mapped, .. } if mapped == object))
-    };
-    let shared_memory = SharedMemory::make(snapshot, |object| copies.contains(&object) || is_mapped(object))?;
+    let files = decided.files.copies();
+    let shared_memory = SharedMemory::make(snapshot, |object| {
+        files.contains(&object) || copies::is_mapped(snapshot, object)
+    })?;
     let mut context = ReopenContext::new(shared_memory.duplicates()?, decided.stdio);
     let descriptions = fd::reopen(snapshot, &mut context)?;
     let Decided {
@@ -341,28 +339,6 @@ fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
         descriptions,
         pumps: context.pumps,
     })
-}
-
-/// The doors for the content of copies of files, by index in `Snapshot::shared_objects`.
-struct Copies(HashMap<u32, OwnedFd>);
-
-impl Copies {
-    /// For each shared object the descriptor by which its content is written.
-    fn among<'a>(&'a self, shared: &'a [OwnedFd]) -> Vec<BorrowedFd<'a>> {
-        let all = (0..).zip(shared);
-        all.map(|(index, fd)| self.0.get(&index).unwrap_or(fd).as_fd())
-            .collect()
-    }
-
-    /// Closes them: whoever could still write to a file would keep it from becoming an executable (deny_write_access(), PR_SET_MM_EXE_FILE).
-    /// The last page was written whole.
-    fn finish(self, snapshot: &Snapshot) -> Result<()> {
-        for (index, writer) in self.0 {
-            let size = snapshot.shared_objects[index as usize].size;
-            File::from(writer).set_len(size).context("cut off the copy of a file")?;
-        }
-        Ok(())
-    }
 }
 
 fn rebuild<'a>(snapshot: &'a Snapshot, made: &'a Made) -> Result<Rebuilt<'a>> {

@@ -110,7 +110,6 @@ pub fn plan(snapshot: &Snapshot, machine: &Machine, wishes: Wishes) -> Result<Pl
     refusals.extend(against_cpu(process, machine));
     refusals.extend(against_mappings(process, machine));
     refusals.extend(against_limits(process, machine));
-    refusals.extend(against_locks(process, machine));
     refusals.extend(rights::against(process, machine));
     refusals.extend(time_offsets.and_then(|_| against_clocks(process, machine)));
     refusals.extend(against_parent(process, wishes));
@@ -124,7 +123,7 @@ pub fn plan(snapshot: &Snapshot, machine: &Machine, wishes: Wishes) -> Result<Pl
         time_offsets,
         personality: libc::ADDR_NO_RANDOMIZE as u64 | u64::from(process.personality & ADDR_COMPAT_LAYOUT),
         stack_limit: stack_limit(process),
-        lock_limit: lock_limit(machine),
+        lock_limit: rights::lock_limit(machine),
     })
 }
 
@@ -244,21 +243,6 @@ fn against_limits(process: &Process, machine: &Machine) -> Vec<Refusal> {
         ));
     }
     refusals
-}
-
-fn lock_limit(machine: &Machine) -> u64 {
-    let own = machine.rlimits.iter().find(|own| own.resource == libc::RLIMIT_MEMLOCK);
-    own.map_or(u64::MAX, |own| own.hard)
-}
-
-/// mlock(2) is not given back what it was given by a higher limit, or by a capability.
-fn against_locks(process: &Process, machine: &Machine) -> Option<Refusal> {
-    let locked = process.memory.vmas.iter().filter(|vma| vma.flags.has(b"lo"));
-    let locked: u64 = locked.map(|vma| vma.end - vma.start).sum();
-    let limit = lock_limit(machine);
-    let reason = format!("takes {locked} bytes, and the hard limit RLIMIT_MEMLOCK of thaw is {limit}");
-    let remedy = "run thaw with CAP_IPC_LOCK, or from a shell with a higher limit (ulimit -l)";
-    (!machine.can_lock_memory && locked > limit).then(|| Refusal::new(process.pid, "its locked memory", reason, remedy))
 }
 
 fn against_clocks(process: &Process, machine: &Machine) -> Option<Refusal> {

@@ -77,6 +77,7 @@ pub fn against(process: &Process, machine: &Machine) -> Vec<Refusal> {
         let reason = "was not set, and thaw's cannot be taken back".to_owned();
         refusals.push(refuse("its no_new_privs", reason, "run thaw from a shell without it"));
     }
+    refusals.extend(against_locks(process, machine));
     refusals
 }
 
@@ -97,6 +98,21 @@ pub fn note(process: &Process, machine: &Machine) -> Option<String> {
     let lost = wanted.fold(0, |all, bounding| all | bounding) & !machine.credentials.bounding;
     let pid = process.pid;
     (lost != 0).then(|| format!("pid {pid}: its bounding set loses what thaw's lacks: {}", names(lost)))
+}
+
+pub fn lock_limit(machine: &Machine) -> u64 {
+    let own = machine.rlimits.iter().find(|own| own.resource == libc::RLIMIT_MEMLOCK);
+    own.map_or(u64::MAX, |own| own.hard)
+}
+
+/// mlock(2) is not given back what it was given by a higher limit, or by a capability.
+fn against_locks(process: &Process, machine: &Machine) -> Option<Refusal> {
+    let locked = process.memory.vmas.iter().filter(|vma| vma.flags.has(b"lo"));
+    let locked: u64 = locked.map(|vma| vma.end - vma.start).sum();
+    let limit = lock_limit(machine);
+    let reason = format!("takes {locked} bytes, and the hard limit RLIMIT_MEMLOCK of thaw is {limit}");
+    let remedy = "run thaw with CAP_IPC_LOCK, or from a shell with a higher limit (ulimit -l)";
+    (!machine.can_lock_memory && locked > limit).then(|| Refusal::new(process.pid, "its locked memory", reason, remedy))
 }
 
 fn names(capabilities: u64) -> String {
