@@ -71,7 +71,7 @@ fn grow(settings: &Settings, report: &mut Report, scale: &Scale) -> Result<()> {
         let target = Target::start(&[scale.program, &count.to_string()])?;
         let (mut freezes, mut thaws) = (Vec::new(), Vec::new());
         for _ in 0..settings.rounds(5) {
-            freezes.push(command::freeze(target.pid, &image.0, &["--compress", "none"])?);
+            freezes.push(command::freeze(target.pid, image.fresh(), &["--compress", "none"])?);
             thaws.push(command::thaw(&image.0)?);
         }
         let each = |times: &[Duration]| {
