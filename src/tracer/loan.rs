@@ -4,7 +4,10 @@
 //! dead tracer with the registers they have, and those then run the call that was begun and go home by themselves. Nothing is ever
 //! single-stepped (the trap flag would stay behind), and the target's signal mask is left alone (nobody would put it back).
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+mod results;
+mod signals;
+
+use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
@@ -12,13 +15,10 @@ use super::bpf::Call;
 use super::pin::Pinned;
 use super::process::StoppedProcess;
 use super::script::{self, Script};
-use super::seize::adopt;
 use super::thread::StoppedThread;
-use super::way_home::{DeadBytes, FreeSlot, MARK, RESULTS_LEN, is_left_page};
+use super::way_home::{DeadBytes, FreeSlot, RESULTS_LEN};
 use super::{Error, ProcessMemory, Result, Resume, Stop};
-use crate::arch::{self, CALL_AT, CLONE_AT, RESULTS_AT, SCRIPT_AT, SCRIPT_END_AT, SLOT_LEN, Slot};
-
-const PAGE: u64 = 4096;
+use crate::arch::{self, CALL_AT, CLONE_AT, SCRIPT_AT, SCRIPT_END_AT, SLOT_LEN, Slot};
 
 /// One thread's registers on loan, one thread after the other. Ended by [`end`](Self::end); dropping it does the same as far as it still can.
 #[derive(Debug)]
@@ -310,17 +310,6 @@ impl<'a> Loan<'a> {
         Err(self.unexpected(&what))
     }
 
-    /// From a signal-delivery stop on loan: the thread gets its own registers and the signal, and stops before it runs its handler.
-    fn let_signal_in(&mut self, signal: i32) -> Result<()> {
-        self.signals += 1;
-        self.restore_registers()?;
-        let thread = self.thread_mut();
-        thread.task.interrupt()?;
-        thread.task.resume(Resume::Continue, signal)?;
-        self.arrive()?;
-        self.after_signal()
-    }
-
     /// Gives the registers back at the end of a call. Should we die between these requests, the detach makes the kernel look at the
     /// thread as at one with a signal pending, and the interrupted call restarts from the registers as they are.
     fn go_home(&mut self) -> Result<()> {
@@ -343,80 +332,6 @@ impl<'a> Loan<'a> {
         thread.task.set_regs(&thread.regs)
     }
 
-    /// Waits for the stop that an interrupt asked for. Signals on the way are let in.
-    fn arrive(&mut self) -> Result<()> {
-        let mut stop = self.thread_mut().task.wait()?;
-        while !matches!(stop, Stop::Interrupted { .. }) {
-            let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
-            self.signals += 1;
-            if let Some(child) = self.thread().task.newborn()? {
-                adopt(self.process, child)?;
-            }
-            let task = &mut self.thread_mut().task;
-            task.interrupt()?;
-            stop = task.resume_and_wait(Resume::Continue, signal)?;
-            self.after_signal()?;
-        }
-        let StoppedProcess { threads, memory, .. } = &mut *self.process;
-        threads[self.thread].refresh(memory)?;
-        self.state = State::Home;
-        Ok(())
-    }
-
-    /// Once a signal was let in: its handler may block others.
-    fn after_signal(&mut self) -> Result<()> {
-        let StoppedProcess { threads, proc, .. } = &mut *self.process;
-        threads[self.thread].refresh_status(proc)
-    }
-
-    /// A signal that is waiting is delivered first, to the thread's own registers: on the way home of a dead freezer the kernel would
-    /// not know of the call that the signal interrupted.
-    fn let_pending_signals_in(&mut self) -> Result<()> {
-        for _ in 0..MAX_ATTEMPTS {
-            let StoppedProcess { threads, proc, .. } = &mut *self.process;
-            let thread = &mut threads[self.thread];
-            know_filters(thread)?;
-            // The queues are soon looked at.
-            if thread.pending()?.is_empty() && thread.shared_pending()?.is_empty() {
-                return Ok(());
-            }
-            thread.refresh_status(proc)?;
-            if thread.status.deliverable_signals().unwrap_or(0) == 0 {
-                return Ok(());
-            }
-            let tid = thread.tid();
-            if self.process.group_stop().is_some() {
-                return Err(Error::SignalWaits(tid));
-            }
-            self.take_a_signal()?;
-        }
-        Err(self.unexpected("gets signals faster than they can be delivered"))
-    }
-
-    /// Goes on without an interrupt, which would come before the signal. The kernel may find that there is nothing to deliver (a timer
-    /// that was set anew takes its signal back); then the thread runs for a moment.
-    fn take_a_signal(&mut self) -> Result<()> {
-        let task = &mut self.thread_mut().task;
-        task.resume(Resume::Continue, 0)?;
-        let signal = match task.wait_until(Instant::now() + Duration::from_millis(2))? {
-            Some(Stop::Signal(signal)) => signal,
-            Some(_) => 0,
-            None => {
-                task.interrupt()?;
-                self.arrive()?;
-                return self.after_signal();
-            }
-        };
-        if let Some(child) = task.newborn()? {
-            adopt(self.process, child)?;
-        }
-        let task = &mut self.thread_mut().task;
-        task.interrupt()?;
-        task.resume(Resume::Continue, signal)?;
-        self.arrive()?;
-        self.after_signal()
-    }
-
     fn lay_way_home(&mut self) -> Result<()> {
         let memory = &self.process.memory;
         let tid = self.tid();
@@ -432,62 +347,6 @@ impl<'a> Loan<'a> {
         memory
             .write_at(self.slot.addr, &slot.to_bytes())
             .map_err(|error| Error::memory(tid, "the way home", &error))
-    }
-
-    /// What freezers that were killed left mapped.
-    fn unmap_leftovers(&mut self) -> Result<()> {
-        for leftover in std::mem::take(&mut self.slot.leftovers) {
-            let StoppedProcess { proc, memory, .. } = &*self.process;
-            let ours = is_left_page(proc, memory, leftover.results)
-                .map_err(|error| Error::memory(self.tid(), "what an earlier loan left", &error))?;
-            if ours {
-                self.call(libc::SYS_munmap as u64, [leftover.results, RESULTS_LEN, 0, 0, 0, 0])?;
-            }
-            self.process
-                .memory
-                .write_at(leftover.slot + RESULTS_AT as u64, &[0; 8])
-                .map_err(|error| Error::memory(self.tid(), "what an earlier loan left", &error))?;
-        }
-        Ok(())
-    }
-
-    /// Pages at an address of our choice, which the slot names before it is mapped: whoever comes after a crash can find it.
-    fn map_results(&mut self) -> Result<()> {
-        for attempt in 0..64 {
-            self.go_home()?;
-            self.results = scattered(attempt);
-            let prot = libc::PROT_READ | libc::PROT_WRITE;
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-            let args = [self.results, RESULTS_LEN, prot as u64, flags as u64, u64::MAX, 0];
-            if let Err(error) = self.check_room(args) {
-                self.results = 0;
-                return Err(error);
-            }
-            let result = self.call(libc::SYS_mmap as u64, args)?;
-            if result == self.results as i64 {
-                let at = self.results + RESULTS_LEN - MARK.len() as u64;
-                return self
-                    .memory()
-                    .write_at(at, MARK)
-                    .map_err(|error| Error::memory(self.tid(), "the page for results", &error));
-            }
-            self.results = 0;
-            if result != i64::from(-libc::EEXIST) {
-                return Err(Error::Call {
-                    tid: self.tid(),
-                    name: "mmap",
-                    errno: nix::Error::from_raw(-result as i32),
-                });
-            }
-        }
-        Err(self.unexpected("has no room for one more page"))
-    }
-
-    /// What is mapped must be unmapped.
-    fn check_room(&self, map: [u64; 6]) -> Result<()> {
-        let unmap = [self.results, RESULTS_LEN, 0, 0, 0, 0];
-        self.check_allowed("mmap", CALL_AT, libc::SYS_mmap as u64, map)?;
-        self.check_allowed("munmap", CALL_AT, libc::SYS_munmap as u64, unmap)
     }
 
     fn thread(&self) -> &StoppedThread {
@@ -512,42 +371,6 @@ impl Drop for Loan<'_> {
             // Whoever drops a loan has an error of its own to report. A thread that is gone needs nothing; else it is home, at least.
             let finished = if self.stuck { self.go_home() } else { self.finish() };
             let _reported_already = finished.or_else(|_| self.go_home());
-        }
-    }
-}
-
-/// Filters judge our calls by rules that were made for the program's own: they must be known.
-fn know_filters(thread: &mut StoppedThread) -> Result<()> {
-    const SECCOMP_MODE_FILTER: i64 = 2;
-    match thread.status.number("Seccomp") {
-        None | Some(0) => Ok(()),
-        Some(SECCOMP_MODE_FILTER) if thread.filters().is_some() => Ok(()),
-        Some(SECCOMP_MODE_FILTER) => thread.read_filters().map(drop),
-        Some(_) => Err(Error::Unexpected {
-            tid: thread.tid(),
-            what: "is in strict mode of seccomp(2), in which it can be made to call nothing".into(),
-        }),
-    }
-}
-
-/// An address between 16 and 80 TiB: far from what programs and the kernel choose, and hardly ever the same twice.
-fn scattered(attempt: u64) -> u64 {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_nanos() as u64);
-    let scrambled = (now ^ (attempt << 48)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (16 << 40) + ((scrambled >> 18) & !(PAGE - 1))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_for_results_are_pages_of_user_space() {
-        for attempt in 0..1000 {
-            let addr = scattered(attempt);
-            assert!(addr.is_multiple_of(PAGE) && (16 << 40..81 << 40).contains(&addr) && addr < crate::arch::TASK_SIZE);
         }
     }
 }
