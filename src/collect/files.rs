@@ -70,7 +70,7 @@ fn find(path: &[u8], is_it: impl Fn(&FileStat) -> bool) -> Found {
     match fstatat(AT_FDCWD, name, AtFlags::empty()) {
         Ok(named) if !is_it(&named) => Found::Replaced,
         Ok(named) if named.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() => Found::NotRegular,
-        Ok(named) => Found::Same(describe(path, &named)),
+        Ok(named) => Found::Same(describe(path, &named, build_id(name), None)),
         Err(nix::Error::ENOENT | nix::Error::ENOTDIR) if has_successor(path) => Found::Replaced,
         Err(nix::Error::ENOENT | nix::Error::ENOTDIR) => Found::Gone,
         Err(errno) => Found::Unknown(format!("stat: {}", errno.desc())),
@@ -83,25 +83,22 @@ fn has_successor(path: &[u8]) -> bool {
     name.is_some_and(|name| Path::new(name).exists())
 }
 
-fn describe(path: &[u8], stat: &FileStat) -> File {
+fn describe(path: &[u8], stat: &FileStat, build_id: Option<Vec<u8>>, content: Option<u32>) -> File {
     File {
         path: path.to_vec(),
         mode: stat.st_mode,
         size: stat.st_size as u64,
         mtime_ns: stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec,
-        build_id: build_id(Path::new(std::ffi::OsStr::from_bytes(path))),
-        content: None,
+        build_id,
+        content,
     }
 }
 
 /// A file that its path does not lead to any more, by what `opened` shows; its content is the shared object `content`.
 pub fn describe_deleted(path: &[u8], opened: &Opened, content: u32) -> io::Result<File> {
     let stat = nix::sys::stat::fstat(opened)?;
-    Ok(File {
-        content: Some(content),
-        build_id: Start::of(opened.try_clone()?).and_then(|start| build_id_in(&start)),
-        ..describe(path, &stat)
-    })
+    let build_id = Start::of(opened.try_clone()?).and_then(|start| build_id_in(&start));
+    Ok(describe(path, &stat, build_id, Some(content)))
 }
 
 /// The path that a file had which was deleted, as the kernel shows it (d_path(), fs/d_path.c), or the name of a memfd.

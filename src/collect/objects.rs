@@ -139,11 +139,10 @@ impl<'a> Finder<'a> {
 
     /// The file with its content where that is to go into the image. `link` is one of /proc/PID that leads to the very file.
     fn with_content(&mut self, found: Found, link: &str, path: &[u8]) -> Found {
-        let opened = self.process.open(link);
-        match (found, opened) {
-            (Found::Same(file), opened) if self.embed == Embed::All && is_regular(&file) => {
+        match found {
+            Found::Same(file) if self.embed == Embed::All && is_regular(file.mode) => {
                 // Without the privilege to follow the link, the path must do, which leads to the same file.
-                let opened = opened.or_else(|_| open_path(&file.path));
+                let opened = self.process.open(link).or_else(|_| open_path(&file.path));
                 match opened.map_err(Into::into).and_then(|opened| self.copy(opened, path)) {
                     Ok(content) => Found::Same(File {
                         content: Some(content),
@@ -152,11 +151,18 @@ impl<'a> Finder<'a> {
                     Err(error) => Found::Unknown(format!("its content cannot be read: {error:#}")),
                 }
             }
-            (Found::Gone | Found::Replaced, Ok(opened)) if is_file(&opened) => match self.deleted(opened, path) {
-                Ok(file) => Found::Same(file),
-                Err(error) => Found::Unknown(format!("it was deleted, and its content cannot be read: {error:#}")),
-            },
-            (found, _) => found,
+            // Nothing else is opened: to open a device may do something.
+            Found::Gone | Found::Replaced if self.process.stat(link).is_ok_and(|stat| is_regular(stat.st_mode)) => {
+                match self.process.open(link).map(|opened| self.deleted(opened, path)) {
+                    Ok(Ok(file)) => Found::Same(file),
+                    Ok(Err(error)) => {
+                        Found::Unknown(format!("it was deleted, and its content cannot be read: {error:#}"))
+                    }
+                    // Without the privilege it is as if nobody had it.
+                    Err(_) => found,
+                }
+            }
+            found => found,
         }
     }
 
@@ -192,12 +198,8 @@ pub fn map_file(area: &Area) -> String {
     format!("map_files/{:x}-{:x}", area.start, area.end)
 }
 
-fn is_regular(file: &File) -> bool {
-    file.mode & libc::S_IFMT == libc::S_IFREG
-}
-
-fn is_file(opened: &Opened) -> bool {
-    opened.metadata().is_ok_and(|metadata| metadata.is_file())
+fn is_regular(mode: u32) -> bool {
+    mode & libc::S_IFMT == libc::S_IFREG
 }
 
 fn open_path(path: &[u8]) -> nix::Result<Opened> {

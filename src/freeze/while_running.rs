@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use super::saved::Saved;
 use super::{Begun, Observer, Options, Output, collect, describe, encode, let_go};
-use crate::collect::{Beforehand, Collected, Facts, Later, Pages, ProcDir, Source, source};
+use crate::collect::{Beforehand, Collected, Facts, Later, Pages, ProcDir, Source, read_object};
 use crate::describe::Described;
 use crate::image::pages::{Extent, PageSource, Space};
 use crate::image::state::SharedKind;
@@ -231,7 +231,7 @@ impl PageSource for FromCopy<'_> {
         match (self.saved.read(space, offset, buffer)?, space) {
             (true, _) => Ok(()),
             (false, Space::Process(0)) => self.memory.read_at(offset, buffer),
-            (false, _) => source::read_object(self.objects, space, offset, buffer),
+            (false, _) => read_object(self.objects, space, offset, buffer),
         }
     }
 }
