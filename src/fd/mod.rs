@@ -37,7 +37,7 @@ mod timerfd;
 pub use inputs::Inputs;
 pub use kind::name as kind_name;
 pub use look::{Looked, look};
-pub use shared::{SharedObjects, make_copy, make_memfd};
+pub use shared::{SharedObjects, make_memfd};
 pub use standard::{Pump, Stdio};
 pub use stdio::terminal_settings;
 pub use terminal::TerminalSettings;

@@ -43,8 +43,7 @@ impl SharedObjects {
     /// The index in Snapshot::shared_objects of what `file` refers to: a duplicate, or an opened entry of map_files.
     pub fn intern(&mut self, file: OwnedFd) -> Result<u32> {
         let stat = fstat(&file).context("fstat")?;
-        let inode = (stat.st_dev, stat.st_ino);
-        if let Some(&index) = self.by_inode.get(&inode) {
+        if let Some(index) = self.find(stat.st_dev, stat.st_ino) {
             return Ok(index);
         }
         ensure!(self.lives_on(stat.st_dev), "is not memory of a memfd");
@@ -55,8 +54,7 @@ impl SharedObjects {
     /// The index of a copy of `file`, which has this path.
     pub fn intern_copy(&mut self, file: OwnedFd, path: &[u8]) -> Result<u32> {
         let stat = fstat(&file).context("fstat")?;
-        let inode = (stat.st_dev, stat.st_ino);
-        if let Some(&index) = self.by_inode.get(&inode) {
+        if let Some(index) = self.find(stat.st_dev, stat.st_ino) {
             return Ok(index);
         }
         let kind = SharedKind::Copy {
@@ -126,31 +124,27 @@ fn readable(file: OwnedFd) -> OwnedFd {
 
 /// Thaw side: a memfd as recorded, of the recorded size and still empty. Its seals come last, by [`super::finish`].
 pub fn make_memfd(object: &SharedObject) -> Result<OwnedFd> {
-    let SharedKind::Memfd { name, mode, .. } = &object.kind else {
-        bail!("is not a memfd")
-    };
-    let name = CString::new(name.as_slice()).context("the name of a memfd")?;
-    // Without MFD_ALLOW_SEALING a memfd is born with F_SEAL_SEAL, and then the others could not be added.
-    let file =
-        memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).context("memfd_create")?;
-    fchmod(&file, Mode::from_bits_truncate(*mode)).context("fchmod of a memfd")?;
-    let size = i64::try_from(object.size).context("the size of a memfd")?;
-    ftruncate(&file, size).with_context(|| format!("ftruncate of a memfd to {size} bytes"))?;
-    Ok(file)
+    match &object.kind {
+        // Without MFD_ALLOW_SEALING a memfd is born with F_SEAL_SEAL, and then the others could not be added.
+        SharedKind::Memfd { name, mode, .. } => sized_memfd(name, MFdFlags::MFD_ALLOW_SEALING, *mode, object.size),
+        SharedKind::Copy { name, mode } => {
+            const NAME_MAX: usize = 249;
+            // It may be executed, also where vm.memfd_noexec is 1; the flag is new in Linux 6.3, as that is.
+            const MFD_EXEC: MFdFlags = MFdFlags::from_bits_retain(0x10);
+            // Its name says the file's path, as far as it fits (memfd_create(2)).
+            let (name, mode) = (&name[name.len().saturating_sub(NAME_MAX)..], mode & 0o777);
+            sized_memfd(name, MFD_EXEC, mode, object.size)
+                .or_else(|_| sized_memfd(name, MFdFlags::empty(), mode, object.size))
+        }
+        SharedKind::Anonymous => bail!("is not a memfd"),
+    }
 }
 
-/// Thaw side: a memfd for the copy of a file, as [`make_memfd`]. Its name says the file's path, as far as it fits (memfd_create(2)).
-pub fn make_copy(name: &[u8], mode: u32, size: u64) -> Result<OwnedFd> {
-    const NAME_MAX: usize = 249;
-    let name = CString::new(&name[name.len().saturating_sub(NAME_MAX)..]).context("the path of a file")?;
-    // It may be executed, also where vm.memfd_noexec is 1; the flag is new in Linux 6.3, as that is.
-    const MFD_EXEC: MFdFlags = MFdFlags::from_bits_retain(0x10);
-    let flags = MFdFlags::MFD_CLOEXEC;
-    let file = memfd_create(name.as_c_str(), flags | MFD_EXEC)
-        .or_else(|_| memfd_create(name.as_c_str(), flags))
-        .context("memfd_create")?;
-    fchmod(&file, Mode::from_bits_truncate(mode & 0o777)).context("fchmod of a memfd")?;
-    let size = i64::try_from(size).context("the size of a file")?;
+fn sized_memfd(name: &[u8], flags: MFdFlags, mode: u32, size: u64) -> Result<OwnedFd> {
+    let name = CString::new(name).context("the name of a memfd")?;
+    let file = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC | flags).context("memfd_create")?;
+    fchmod(&file, Mode::from_bits_truncate(mode)).context("fchmod of a memfd")?;
+    let size = i64::try_from(size).context("the size of a memfd")?;
     ftruncate(&file, size).with_context(|| format!("ftruncate of a memfd to {size} bytes"))?;
     Ok(file)
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
 use super::maps::needs_write;
-use crate::fd::{make_copy, make_memfd};
+use crate::fd::make_memfd;
 use crate::image::state::{Backing, SharedKind, SharedObject, Snapshot};
 
 /// The shared objects of an image, of their recorded size and empty.
@@ -33,8 +33,8 @@ impl SharedMemory {
                 let null = OpenOptions::new().read(true).write(true).open("/dev/null");
                 Ok(null.context("open /dev/null")?.into())
             }
-            SharedKind::Copy { name, mode } => {
-                let writer = make_copy(name, *mode, object.size)?;
+            SharedKind::Copy { .. } => {
+                let writer = make_memfd(object)?;
                 let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
                 let reader = File::open(&path).with_context(|| format!("open {path}"))?;
                 writers.insert(index, writer);
