@@ -202,12 +202,12 @@ fn bring_back(
 
 /// What the program gets of our terminal: nothing where it has a session of its own.
 fn lending(snapshot: &Snapshot, plan: &Plan) -> Lending {
-    let settings = fd::terminal_settings(snapshot);
-    match plan.session {
-        Session::New => Lending::none(),
-        Session::OwnGroup => Lending::new(plan.pid, settings),
-        Session::Join => Lending::new(getpgrp(), settings),
-    }
+    let group = match plan.session {
+        Session::New => return Lending::none(),
+        Session::OwnGroup => plan.pid,
+        Session::Join => getpgrp(),
+    };
+    Lending::new(group, fd::terminal_settings(snapshot))
 }
 
 /// Somebody may have taken an id between our look and its clone3(2), which then fails with EEXIST: that is a refusal as well.
@@ -289,7 +289,7 @@ fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -
             Ok(Decided {
                 plan,
                 stdio,
-                inherited: machine::inherited()?,
+                inherited: machine::inherited(machine.credentials)?,
                 files,
                 groups,
                 warnings,

@@ -27,8 +27,6 @@ pub struct Machine {
     pub can_raise_limits: bool,
     /// Thaw's own.
     pub credentials: Credentials,
-    /// CAP_IPC_LOCK: memory may be locked beyond RLIMIT_MEMLOCK.
-    pub can_lock_memory: bool,
     pub rlimits: Vec<Rlimit>,
     pub oom_score_adj: i32,
     /// Ids that the image wants and that are in use here, with what uses them.

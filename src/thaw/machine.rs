@@ -16,7 +16,6 @@ use crate::resurrect::timens::{HostClocks, TimeOffsets};
 use crate::resurrect::{Inherited, own_vdso};
 use crate::sys::settings;
 
-const CAP_IPC_LOCK: u64 = 1 << 14;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_SYS_RESOURCE: u64 = 1 << 24;
 const CAP_SYS_TIME: u64 = 1 << 25;
@@ -46,8 +45,10 @@ pub fn look(snapshot: &Snapshot) -> Result<Machine> {
         can_choose_pids: can(CAP_CHECKPOINT_RESTORE) || can(CAP_SYS_ADMIN),
         can_set_clocks: can(CAP_SYS_ADMIN) && can(CAP_SYS_TIME) && fs::exists("/proc/self/ns/time")?,
         can_raise_limits: can(CAP_SYS_RESOURCE),
-        can_lock_memory: can(CAP_IPC_LOCK),
-        credentials: own_credentials()?,
+        credentials: Credentials {
+            securebits: crate::sys::securebits().context("prctl(PR_GET_SECUREBITS)")?,
+            ..status.credentials.clone()
+        },
         rlimits: limits(&own)?,
         oom_score_adj: read_line("/proc/self/oom_score_adj")?
             .parse()
@@ -69,18 +70,11 @@ pub fn look(snapshot: &Snapshot) -> Result<Machine> {
     })
 }
 
-fn own_credentials() -> Result<Credentials> {
-    Ok(Credentials {
-        securebits: crate::sys::securebits().context("prctl(PR_GET_SECUREBITS)")?,
-        ..Status::of(&own_directory()?)?.credentials
-    })
-}
-
-/// What the stub will have of us.
-pub fn inherited() -> Result<Inherited> {
+/// What the stub will have of us, whose `credentials` these are.
+pub fn inherited(credentials: Credentials) -> Result<Inherited> {
     let own = std::process::id().cast_signed();
     Ok(Inherited {
-        credentials: own_credentials()?,
+        credentials,
         scheduling: scheduling(own, own_timer_slack()?)?,
         settings: own_settings()?,
     })

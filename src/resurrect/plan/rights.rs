@@ -8,6 +8,7 @@ use crate::resurrect::credentials::differ_in_capabilities;
 const CAP_SETGID: u64 = 1 << 6;
 const CAP_SETUID: u64 = 1 << 7;
 const CAP_SETPCAP: u64 = 1 << 8;
+const CAP_IPC_LOCK: u64 = 1 << 14;
 
 /// By number (include/uapi/linux/capability.h).
 const NAMES: [&str; 41] = [
@@ -112,7 +113,8 @@ fn against_locks(process: &Process, machine: &Machine) -> Option<Refusal> {
     let limit = lock_limit(machine);
     let reason = format!("takes {locked} bytes, and the hard limit RLIMIT_MEMLOCK of thaw is {limit}");
     let remedy = "run thaw with CAP_IPC_LOCK, or from a shell with a higher limit (ulimit -l)";
-    (!machine.can_lock_memory && locked > limit).then(|| Refusal::new(process.pid, "its locked memory", reason, remedy))
+    let may_lock_more = machine.credentials.effective & CAP_IPC_LOCK != 0;
+    (!may_lock_more && locked > limit).then(|| Refusal::new(process.pid, "its locked memory", reason, remedy))
 }
 
 fn names(capabilities: u64) -> String {
