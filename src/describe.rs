@@ -154,17 +154,13 @@ impl FileTable {
     /// The executable; where it cannot be carried, a refusal, and a number that nobody will see.
     fn executable(&mut self, facts: &Facts, refusals: &mut Vec<Refusal>) -> u32 {
         let (path, found) = &facts.process.exe;
-        let is_open = |file: &&File| {
-            let object = file
-                .content
-                .map(|index| &facts.shared_objects[index as usize].object.kind);
-            matches!(object, Some(SharedKind::Memfd { .. }))
+        let fit = match refusals::unfit_file(found) {
+            Ok(file) if is_open_memfd(facts, file) => Err((
+                "is a memfd that the program has open, too, which cryopod does not carry".into(),
+                refusals::CLOSE.into(),
+            )),
+            fit => fit,
         };
-        let unfit = (
-            "is a memfd that the program has open, too, which cryopod does not carry".to_owned(),
-            refusals::CLOSE.to_owned(),
-        );
-        let fit = refusals::unfit_file(found).and_then(|file| Some(file).filter(|file| !is_open(file)).ok_or(unfit));
         match fit {
             Ok(file) => self.index(file),
             Err((reason, remedy)) => {
@@ -178,6 +174,12 @@ impl FileTable {
             }
         }
     }
+}
+
+/// A file whose content is that of a memfd which has descriptors.
+fn is_open_memfd(facts: &Facts, file: &File) -> bool {
+    let object = file.content.map(|index| &facts.shared_objects[index as usize].object);
+    object.is_some_and(|object| matches!(object.kind, SharedKind::Memfd { .. }))
 }
 
 fn shown(path: &Name) -> String {

@@ -151,12 +151,12 @@ pub struct FileSink<'a> {
 
 impl WriteAt for FileSink<'_> {
     fn write_all_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
-        let mut slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let parts = parts.iter().filter(|part| !part.is_empty());
+        let mut slices: Vec<_> = parts.map(|part| IoSlice::new(part)).collect();
         let mut slices = &mut slices[..];
         let mut at = offset;
         while !slices.is_empty() {
             match pwritev(self.file, slices, i64::try_from(at).map_err(io::Error::other)?) {
-                Ok(0) if slices.iter().all(|slice| slice.is_empty()) => break,
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     at += written as u64;

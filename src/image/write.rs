@@ -15,7 +15,7 @@ use crossbeam_channel::bounded;
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub use super::output::{Sink, WriteAt};
 
@@ -172,19 +172,18 @@ fn write_file(frames: &FileFrames<'_>, jobs: usize, worker: &Worker<'_>) -> Resu
     Ok(tally.into_inner().expect("no worker panicked").written)
 }
 
-/// The first error of any of them.
+/// An error of the first that has one. Whoever spawned them waits for the others.
 fn join(workers: Vec<std::thread::ScopedJoinHandle<'_, Result<()>>>) -> Result<()> {
-    let ends: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
-    ends.into_iter()
-        .try_for_each(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    workers
+        .into_iter()
+        .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
 fn timed(frame: &Frame, pace: &Pace, write: impl FnOnce() -> Result<()>) -> Result<()> {
     let begin = Instant::now();
     write()?;
-    let took: Duration = begin.elapsed();
     if frame.head.codec == Codec::Raw {
-        pace.wrote_raw(frame.body.len(), took);
+        pace.wrote_raw(frame.body.len(), begin.elapsed());
     }
     Ok(())
 }
