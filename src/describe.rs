@@ -1,4 +1,4 @@
-//! Facts → what the image will say, or why the process cannot be frozen. Pure: all refusals are found here, all at once.
+//! Facts → what the image will say, or why the processes cannot be frozen. Pure: all refusals are found here, all at once.
 #![deny(unsafe_code)]
 
 mod mappings;
@@ -6,10 +6,11 @@ mod refusals;
 #[cfg(test)]
 mod tests;
 
-use crate::collect::{Facts, Populated, ProcessFacts, Sandbox, ThreadFacts};
+use crate::collect::{Facts, Member, Populated, Sandbox, ThreadFacts};
 use crate::fd::Inputs;
+use crate::image::family;
 use crate::image::pages::Extent;
-use crate::image::state::{File, Filter, Memory, Name, Process, SharedKind, Snapshot};
+use crate::image::state::{File, Filter, Memory, Name, Process, SharedKind, Snapshot, Vma};
 use crate::refusal::{Refusal, Refused};
 
 /// What goes into the image: its state, and which memory.
@@ -23,13 +24,13 @@ pub struct Described {
 }
 
 impl Described {
-    /// Adds the pages of a mapping that were looked for later.
+    /// Adds the pages of a mapping of the first process that were looked for later.
     pub fn add_pages(&mut self, start: u64, populated: Populated) {
         let vmas = &mut self.snapshot.processes[0].memory.vmas;
         let found = vmas.binary_search_by_key(&start, |vma| vma.start);
         let vma = &mut vmas[found.expect("each mapping has become a vma")];
         vma.resident = populated.bytes();
-        self.extents.extend(mappings::extents(&vma.backing, &populated.runs));
+        self.extents.extend(mappings::extents(0, &vma.backing, &populated.runs));
         vma.huge = mappings::huge_pages(&vma.backing, &populated);
         vma.guards = populated.guards;
     }
@@ -42,51 +43,64 @@ impl Described {
 
 pub fn describe(facts: Facts) -> Result<Described, Refused> {
     let mut files = FileTable::default();
-    let mut refusals = refusals::of_process(&facts);
-    let memory = mappings::describe(&facts, &mut files, &mut refusals);
-    let exe = files.executable(&facts, &mut refusals);
+    let (mut memories, mut exes, mut extents) = (Vec::new(), Vec::new(), Vec::new());
+    let mut refusals = Vec::new();
+    for (index, member) in (0..).zip(&facts.members) {
+        refusals.extend(refusals::of_process(member));
+        let memory = mappings::describe(index, &facts, &mut files, &mut refusals);
+        memories.push(memory.vmas);
+        extents.extend(memory.extents);
+        exes.push(files.executable(&facts, member, &mut refusals));
+    }
+    extents.extend(mappings::of_shared_objects(&facts.shared_objects));
     refusals.extend(facts.descriptors.refusals.iter().cloned());
     if !refusals.is_empty() {
         return Err(Refused(refusals));
     }
     let mut warnings = facts.descriptors.warnings;
-    // prctl(2), PR_SET_DUMPABLE: 2 cannot be set.
-    if facts.process.dumpable == 2 {
-        let note = "its core dumps are for root only (dumpable 2); thawed, it will have none (dumpable 0)";
-        warnings.push(format!("pid {}: {note}", facts.pid));
+    for member in &facts.members {
+        // prctl(2), PR_SET_DUMPABLE: 2 cannot be set.
+        if member.process.dumpable == 2 {
+            let note = "its core dumps are for root only (dumpable 2); thawed, it will have none (dumpable 0)";
+            warnings.push(format!("pid {}: {note}", member.pid));
+        }
+        let untold = member.process.untold.iter();
+        warnings.extend(untold.map(|note| format!("pid {}: {note}", member.pid)));
     }
-    warnings.extend(
-        facts
-            .process
-            .untold
-            .iter()
-            .map(|note| format!("pid {}: {note}", facts.pid)),
-    );
-    let process = process(facts.pid, facts.process, exe, memory.vmas, facts.threads);
+    let parts = facts.members.into_iter().zip(memories).zip(exes);
+    let processes = (0..).zip(parts);
     let snapshot = Snapshot {
         host: facts.host,
         clocks: facts.clocks,
-        processes: vec![process],
-        fd_tables: vec![facts.descriptors.table],
+        processes: processes
+            .map(|(table, ((member, vmas), exe))| process(member, exe, vmas, table))
+            .collect(),
+        zombies: facts.zombies,
+        leaderless: facts.leaderless,
+        fd_tables: facts.descriptors.tables,
         descriptions: facts.descriptors.descriptions,
         shared_objects: facts.shared_objects.into_iter().map(|shared| shared.object).collect(),
         files: files.0,
     };
+    let strangers = family::order(&family::members(&snapshot), &snapshot.leaderless, false);
+    if let Err(strangers) = strangers {
+        return Err(Refused(strangers.into_iter().map(refusals::of_stranger).collect()));
+    }
     Ok(Described {
         snapshot,
-        extents: memory.extents,
+        extents,
         warnings,
         inputs: facts.descriptors.inputs,
     })
 }
 
-fn process(
-    pid: i32,
-    facts: ProcessFacts,
-    exe: u32,
-    vmas: Vec<crate::image::state::Vma>,
-    mut threads: Vec<ThreadFacts>,
-) -> Process {
+fn process(member: Member, exe: u32, vmas: Vec<Vma>, fd_table: u32) -> Process {
+    let Member {
+        pid,
+        process: facts,
+        mut threads,
+        ..
+    } = member;
     let mut settings = facts.settings;
     settings.filters = share_filters(&mut threads);
     Process {
@@ -94,6 +108,7 @@ fn process(
         ppid: facts.ppid,
         pgid: facts.pgid,
         sid: facts.sid,
+        exit_signal: facts.exit_signal,
         exe,
         cwd: facts.cwd.path,
         root: facts.root.path,
@@ -109,7 +124,7 @@ fn process(
             layout: facts.layout,
             auxv: facts.auxv,
         },
-        fd_table: 0,
+        fd_table,
         signal_actions: facts.signal_actions,
         pending: facts.pending,
         stopped_by: facts.stopped_by,
@@ -152,8 +167,8 @@ impl FileTable {
     }
 
     /// The executable; where it cannot be carried, a refusal, and a number that nobody will see.
-    fn executable(&mut self, facts: &Facts, refusals: &mut Vec<Refusal>) -> u32 {
-        let (path, found) = &facts.process.exe;
+    fn executable(&mut self, facts: &Facts, member: &Member, refusals: &mut Vec<Refusal>) -> u32 {
+        let (path, found) = &member.process.exe;
         let fit = match refusals::unfit_file(found) {
             Ok(file) if is_open_memfd(facts, file) => Err((
                 "is a memfd that the program has open, too, which cryopod does not carry".into(),
@@ -165,7 +180,7 @@ impl FileTable {
             Ok(file) => self.index(file),
             Err((reason, remedy)) => {
                 refusals.push(Refusal::new(
-                    facts.pid,
+                    member.pid,
                     format!("executable {}", shown(path)),
                     reason,
                     remedy,

@@ -1,4 +1,4 @@
-//! The story of a freeze: seize → collect → describe → encode → release. Whatever fails on the way, the process goes on as it was.
+//! The story of a freeze: seize → collect → describe → encode → release. Whatever fails on the way, the processes go on as they were.
 #![deny(unsafe_code)]
 
 mod output;
@@ -19,13 +19,13 @@ use crate::image::pages::PageSource;
 use crate::image::write::{self, Compression, Written};
 use crate::refusal::{Refusal, Refused};
 use crate::sys::process::cancel_on;
-use crate::tracer::{self, StoppedProcess};
+use crate::tracer::{StoppedProcess, StoppedTree};
 
 pub use crate::collect::Embed;
 pub use output::Output;
 use while_running::{Cut, Start};
 
-/// What becomes of the process once its image is complete.
+/// What becomes of the processes once their image is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Afterwards {
     End,
@@ -55,9 +55,12 @@ pub trait Observer: Sync {
 
 #[derive(Debug)]
 pub struct Report {
+    /// The first that was named.
     pub pid: i32,
+    /// How many there are with it.
+    pub processes: usize,
     pub afterwards: Afterwards,
-    /// The process was stopped (by a signal) before.
+    /// The first process was stopped (by a signal) before.
     pub was_stopped: bool,
     pub file_bytes: u64,
     /// How long the process stood still, from the first interrupt to the last detach.
@@ -65,21 +68,24 @@ pub struct Report {
     pub warnings: Vec<String>,
 }
 
-pub fn freeze(pid: i32, mut output: Output, options: &Options<'_>) -> Result<Report> {
+/// The processes named, and everybody below them.
+pub fn freeze(pids: &[i32], mut output: Output, options: &Options<'_>) -> Result<Report> {
     let cancelled = cancel_on(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).context("sigaction")?;
-    let Begun { mut process, note } = match options.afterwards {
-        Afterwards::KeepRunning => match while_running::begin(pid, &output, options)? {
+    let pid = first(pids)?;
+    let Begun { mut tree, note } = match options.afterwards {
+        Afterwards::KeepRunning => match while_running::begin(pids, &output, options)? {
             Start::Cut(cut) => return write_cut(pid, *cut, output, options, cancelled),
             Start::StandsStill(begun) => begun,
         },
-        Afterwards::End | Afterwards::LeaveStopped => Begun::seize(pid, options.observer)?,
+        Afterwards::End | Afterwards::LeaveStopped => Begun::seize(pids, options.observer)?,
     };
-    let was_stopped = process.group_stop().is_some();
-    let recorded = record(&mut process, &mut output, options, cancelled);
+    let was_stopped = tree.first().group_stop().is_some();
+    let processes = tree.processes().len();
+    let recorded = record(&mut tree, &mut output, options, cancelled);
     let complete = recorded.and_then(|recorded| output.commit(options.sync).map(|()| recorded));
     let (written, described) = match complete {
         Ok(recorded) => recorded,
-        Err(error) => return Err(let_go(process, error)),
+        Err(error) => return Err(let_go(tree, error)),
     };
     let mut warnings = described.warnings;
     warnings.extend(note);
@@ -88,10 +94,11 @@ pub fn freeze(pid: i32, mut output: Output, options: &Options<'_>) -> Result<Rep
         warnings.extend(late.into_iter().map(|late| format!("pid {pid}: {late}")));
     }
     options.observer.step("release");
-    let since = process.stopped_since();
-    release(process, options.afterwards).context("the image is complete, but")?;
+    let since = tree.stopped_since();
+    release(tree, options.afterwards).context("the image is complete, but")?;
     Ok(Report {
         pid,
+        processes,
         afterwards: options.afterwards,
         was_stopped,
         file_bytes: written.file_bytes,
@@ -100,17 +107,21 @@ pub fn freeze(pid: i32, mut output: Output, options: &Options<'_>) -> Result<Rep
     })
 }
 
-/// A process that stands still until its image is written.
+fn first(pids: &[i32]) -> Result<i32> {
+    pids.first().copied().context("no process is named")
+}
+
+/// Processes that stand still until their image is written.
 struct Begun {
-    process: StoppedProcess,
+    tree: StoppedTree,
     /// Why, where it was to run on.
     note: Option<String>,
 }
 
 impl Begun {
-    fn seize(pid: i32, observer: &dyn Observer) -> Result<Self> {
-        let process = seize(pid, observer)?;
-        Ok(Begun { process, note: None })
+    fn seize(pids: &[i32], observer: &dyn Observer) -> Result<Self> {
+        let tree = seize(pids, observer)?;
+        Ok(Begun { tree, note: None })
     }
 }
 
@@ -130,6 +141,7 @@ fn write_cut(
     warnings.extend(ended.err());
     Ok(Report {
         pid,
+        processes: 1,
         afterwards: options.afterwards,
         was_stopped: false,
         file_bytes: written.file_bytes,
@@ -141,23 +153,26 @@ fn write_cut(
 /// What a freeze would store.
 #[derive(Debug)]
 pub struct Look {
+    pub processes: usize,
     pub memory_bytes: u64,
     pub stopped_for: Duration,
     pub warnings: Vec<String>,
 }
 
-/// A freeze without an image: the process stops for a look and goes on.
-pub fn look(pid: i32, embed: Embed, observer: &dyn Observer) -> Result<Look> {
-    let mut process = seize(pid, observer)?;
+/// A freeze without an image: the processes stop for a look and go on.
+pub fn look(pids: &[i32], embed: Embed, observer: &dyn Observer) -> Result<Look> {
+    let mut tree = seize(pids, observer)?;
     let begin = Instant::now();
-    let collected = collect(&mut process, Pages::Now, embed, observer);
+    let collected = collect(&mut tree, Pages::Now, embed, observer);
     let described = match collected.and_then(|collected| describe(collected.facts, observer)) {
         Ok(described) => described,
-        Err(error) => return Err(let_go(process, error)),
+        Err(error) => return Err(let_go(tree, error)),
     };
-    release(process, Afterwards::KeepRunning)?;
+    let processes = tree.processes().len();
+    release(tree, Afterwards::KeepRunning)?;
     let memory_bytes = described.memory_bytes();
     Ok(Look {
+        processes,
         memory_bytes,
         stopped_for: begin.elapsed(),
         warnings: described.warnings,
@@ -165,35 +180,40 @@ pub fn look(pid: i32, embed: Embed, observer: &dyn Observer) -> Result<Look> {
 }
 
 fn record(
-    process: &mut StoppedProcess,
+    tree: &mut StoppedTree,
     output: &mut Output,
     options: &Options<'_>,
     cancelled: &AtomicBool,
 ) -> Result<(Written, Described)> {
-    let Collected { facts, objects, .. } = collect(process, Pages::Now, options.embed, options.observer)?;
+    let Collected { facts, objects, .. } = collect(tree, Pages::Now, options.embed, options.observer)?;
     let described = describe(facts, options.observer)?;
-    let source = Source::new(process.memory(), objects);
+    let memories = tree.processes().iter().map(StoppedProcess::memory).collect();
+    let source = Source::new(memories, objects);
     let written = encode(&described, &source, output, options, cancelled)?;
     Ok((written, described))
 }
 
-fn seize(pid: i32, observer: &dyn Observer) -> Result<StoppedProcess> {
+fn seize(pids: &[i32], observer: &dyn Observer) -> Result<StoppedTree> {
     observer.step("seize");
-    try_seize(pid).with_context(|| format!("cannot freeze pid {pid}"))
+    let pid = first(pids)?;
+    try_seize(pids).with_context(|| format!("cannot freeze pid {pid}"))
 }
 
-fn try_seize(pid: i32) -> Result<StoppedProcess> {
-    if ProcDir::by_pid(pid).is_ok_and(|dir| collect::is_frozen(&dir)) {
-        let reason = "is in a control group that is frozen, so that it cannot be stopped";
-        let remedy = "thaw the group first (cgroup.freeze, freezer.state)";
-        return Err(Refused::from(Refusal::new(pid, "the process", reason, remedy)).into());
+fn try_seize(pids: &[i32]) -> Result<StoppedTree> {
+    for &pid in pids {
+        if ProcDir::by_pid(pid).is_ok_and(|dir| collect::is_frozen(&dir)) {
+            let reason = "is in a control group that is frozen, so that it cannot be stopped";
+            let remedy = "thaw the group first (cgroup.freeze, freezer.state)";
+            return Err(Refused::from(Refusal::new(pid, "the process", reason, remedy)).into());
+        }
     }
-    tracer::seize(Pid::from_raw(pid))
+    let roots: Vec<Pid> = pids.iter().map(|&pid| Pid::from_raw(pid)).collect();
+    StoppedTree::seize(&roots)
 }
 
-fn collect(process: &mut StoppedProcess, pages: Pages<'_>, embed: Embed, observer: &dyn Observer) -> Result<Collected> {
+fn collect(tree: &mut StoppedTree, pages: Pages<'_>, embed: Embed, observer: &dyn Observer) -> Result<Collected> {
     observer.step("collect");
-    collect::collect(process, pages, embed).context("collect")
+    collect::collect(tree, pages, embed).context("collect")
 }
 
 fn describe(facts: Facts, observer: &dyn Observer) -> Result<Described> {
@@ -227,18 +247,18 @@ fn encode(
     written.context("encode")
 }
 
-fn release(process: StoppedProcess, afterwards: Afterwards) -> Result<()> {
+fn release(tree: StoppedTree, afterwards: Afterwards) -> Result<()> {
     match afterwards {
-        Afterwards::End => process.end().context("end the process"),
-        Afterwards::KeepRunning => process.resume().context("resume the process"),
-        Afterwards::LeaveStopped => process.leave_stopped().context("leave the process stopped"),
+        Afterwards::End => tree.end().context("end the processes"),
+        Afterwards::KeepRunning => tree.resume().context("resume the processes"),
+        Afterwards::LeaveStopped => tree.leave_stopped().context("leave the processes stopped"),
     }
 }
 
-/// The freeze failed: the process goes on, and the error says so.
-fn let_go(process: StoppedProcess, error: anyhow::Error) -> anyhow::Error {
-    let pid = process.pid();
-    match process.resume() {
+/// The freeze failed: the processes go on, and the error says so.
+fn let_go(tree: StoppedTree, error: anyhow::Error) -> anyhow::Error {
+    let pid = tree.first().pid();
+    match tree.resume() {
         Ok(()) => error.context(format!("cannot freeze pid {pid}, which was left as it was")),
         Err(resume) => error.context(format!(
             "cannot freeze pid {pid}, nor let it go on as it was ({resume})"

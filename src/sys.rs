@@ -4,11 +4,13 @@ use nix::errno::Errno;
 use std::os::fd::{AsFd, AsRawFd};
 
 pub mod fds;
+mod groups;
 pub mod probe;
 pub mod process;
 pub mod settings;
 mod signals;
 
+pub use groups::groups;
 pub use signals::{Became, SignalInfo, kill, look_at_child, securebits, take_signal, wait_for_signal};
 
 /// Whether the kernel gave this process rights by its executable: set-user-ID, set-group-ID, file capabilities.

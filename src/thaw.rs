@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::unistd::{Pid, getpgrp};
 
 use crate::arch;
@@ -25,7 +25,7 @@ use crate::image::read::{Reader, Sink as PageSink, Totals};
 use crate::image::state::{Process, Snapshot};
 use crate::refusal::{Refusal, Refused};
 use crate::resurrect::plan::{Plan, Session, Wishes, plan, rights};
-use crate::resurrect::{self, GoesOn, Inherited, MappedFds, Move, Parts, Rebuilt, SharedMemory};
+use crate::resurrect::{self, GoesOn, Inherited, MappedFds, Move, Parts, SharedMemory, Tree};
 use control_groups::Groups;
 use copies::Copies;
 use files::MappedFiles;
@@ -157,14 +157,21 @@ fn bring_back(
     options: &Options,
     progress: Progress<'_>,
 ) -> Result<Brought> {
-    let mut rebuilt = rebuild(snapshot, made)?;
-    let mut notes = made.groups.join_process(made.plan.pid);
+    let mapped = MappedFds {
+        files: made.files.by_access(),
+        shared: made.shared_memory.by_access(),
+    };
+    let mut tree = make_tree(snapshot, made, &mapped)?;
+    let mut notes = made.groups.join_processes();
+    tree.map()?;
     let total = resident_bytes(snapshot);
     let shared = copies.among(&made.shared);
-    let memory_bytes = fill(&mut rebuilt, pages, shared, options.jobs, &|done| progress(done, total))?;
+    let memory_bytes = fill(&mut tree, pages, shared, options.jobs, &|done| progress(done, total))?;
     copies.finish(snapshot)?;
-    notes.extend(rebuilt.set_login().context("login id")?);
-    rebuilt.finish()?;
+    for process in &mut tree.processes {
+        notes.extend(process.set_login().context("login id")?);
+    }
+    tree.finish()?;
     notes.extend(made.groups.join_threads());
 
     let pid_file = options
@@ -173,7 +180,7 @@ fn bring_back(
         .map(|path| pid_file::create(path, made.plan.pid))
         .transpose()?;
     fd::finish(snapshot, &made.descriptions, &made.shared)?;
-    rebuilt.arm_timers()?;
+    tree.arm_timers()?;
     foreground::hold_signals()?;
     let mut lending = lending(snapshot, &made.plan);
     let has_another_screen = lending.lend()?;
@@ -182,7 +189,7 @@ fn bring_back(
     } else {
         GoesOn::AsItWas
     };
-    let window = match rebuilt.resume(how, has_another_screen) {
+    let window = match tree.resume(how, has_another_screen) {
         Ok(window) => window,
         Err(error) => {
             lending.end(true)?;
@@ -204,7 +211,7 @@ fn bring_back(
 fn lending(snapshot: &Snapshot, plan: &Plan) -> Lending {
     let group = match plan.session {
         Session::New => return Lending::none(),
-        Session::OwnGroup => plan.pid,
+        Session::OwnGroup(group) => group,
         Session::Join => getpgrp(),
     };
     Lending::new(group, fd::terminal_settings(snapshot))
@@ -256,7 +263,7 @@ fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -
     let stdio = Stdio::own()?;
     let (files, checked, groups) = trust::with_rights_over_files(owner, options.trust, || {
         let files = MappedFiles::open(snapshot, options.file_check);
-        let groups = the_process(snapshot).and_then(Groups::open);
+        let groups = Groups::open(&snapshot.processes);
         (files, fd::check(snapshot, &stdio), groups)
     })?;
     let (groups, notes) = groups.context("control groups")?;
@@ -341,53 +348,52 @@ fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
     })
 }
 
-fn rebuild<'a>(snapshot: &'a Snapshot, made: &'a Made) -> Result<Rebuilt<'a>> {
-    let process = the_process(snapshot)?;
-    let mapped = MappedFds {
-        files: made.files.by_access(),
-        shared: made.shared_memory.by_access(),
-    };
+fn make_tree<'a>(snapshot: &'a Snapshot, made: &'a Made, mapped: &'a MappedFds<'a>) -> Result<Tree<'a>> {
+    let parts = snapshot.processes.iter().enumerate();
+    let parts = parts.map(|(index, process)| parts_of(snapshot, made, mapped, index, process));
+    let mut inherited: Vec<BorrowedFd<'a>> = made.descriptions.iter().map(AsFd::as_fd).collect();
+    inherited.extend(made.files.all());
+    inherited.extend(made.shared_memory.all());
+    Tree::make(snapshot, &made.plan, parts.collect::<Result<_>>()?, inherited)
+}
+
+fn parts_of<'a>(
+    snapshot: &'a Snapshot,
+    made: &'a Made,
+    mapped: &'a MappedFds<'a>,
+    index: usize,
+    process: &'a Process,
+) -> Result<Parts<'a>> {
     let table = &snapshot.fd_tables[process.fd_table as usize];
     let moves = table.entries.iter().map(|entry| Move {
         from: made.descriptions[entry.description as usize].as_raw_fd(),
         to: entry.fd,
         cloexec: entry.cloexec,
     });
-    let mut inherited_fds: Vec<BorrowedFd<'a>> = made.descriptions.iter().map(AsFd::as_fd).collect();
-    inherited_fds.extend(made.files.all());
-    inherited_fds.extend(made.shared_memory.all());
-    let parts = Parts {
+    Ok(Parts {
         plan: &made.plan,
         process,
         mapped,
-        exe: made.files.exe(),
-        cwd: made.files.cwd(),
-        root: made.files.root(),
+        exe: made.files.exe(index),
+        cwd: made.files.cwd(index),
+        root: made.files.root(index),
         moves: moves.collect(),
         owner_calls: fd::relink(snapshot, process.fd_table as usize)?,
-        inherited_fds,
         inherited: made.inherited.clone(),
         vdso_syscall: resurrect::vdso_syscall(process)?,
-    };
-    resurrect::rebuild(parts)
-}
-
-fn the_process(snapshot: &Snapshot) -> Result<&Process> {
-    match snapshot.processes.as_slice() {
-        [process] => Ok(process),
-        processes => bail!("{} processes in the image", processes.len()),
-    }
+        new_session: made.plan.session == Session::New || snapshot.has_id(process.sid),
+    })
 }
 
 /// Streams the content into place; returns how much memory came.
 fn fill(
-    rebuilt: &mut Rebuilt<'_>,
+    tree: &mut Tree<'_>,
     pages: impl FnOnce(PageSink<'_>) -> Result<Totals>,
     shared: Vec<BorrowedFd<'_>>,
     jobs: usize,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<u64> {
-    let fill = rebuilt.fill(shared, jobs)?;
+    let fill = tree.fill(shared, jobs)?;
     let done = AtomicU64::new(0);
     pages(&|run| {
         fill.write(&run)?;

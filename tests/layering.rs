@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// For each module of the crate what it may use. `state` stands for `image::state` and `image::pages` alone.
+/// For each module of the crate what it may use. `state` stands for `image::state`, `image::pages` and `image::family` alone.
 const ARROWS: [(&str, &[&str]); 10] = [
     ("arch", &["state"]),
     ("sys", &[]),
@@ -69,7 +69,9 @@ fn uses(line: &str) -> Vec<String> {
         };
         for name in names {
             let first: String = name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-            let of_state = name.starts_with("image::state") || name.starts_with("image::pages");
+            let of_state = ["image::state", "image::pages", "image::family"]
+                .iter()
+                .any(|values| name.starts_with(values));
             found.push(if of_state { "state".to_owned() } else { first });
         }
     }

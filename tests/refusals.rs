@@ -77,8 +77,7 @@ refused! {
     a_mapping_of_a_replaced_file: "replaced", "mapping ", "another file has its name", "restart the program";
     a_deleted_working_directory: "directory", "working directory", "was deleted";
     a_thread_with_its_own_descriptors: "own_table", "thread ", "its table of descriptors";
-    a_zombie_child: "zombie", "child ", "has ended";
-    a_tracer: "tracer", "is traced by it", "child ";
+    a_tracer: "tracer", "the process", "is traced by pid", "detach that tracer";
     another_namespace: "namespaces", "namespace", "nsenter";
     half_a_vdso: "no_vdso", "[vdso]", "not mapped as the kernel maps it";
     a_socket: "socket", "fd ", "socket";
@@ -116,9 +115,22 @@ fn a_dry_run_tells_all_refusals_at_once() {
     holder.program.expect_pass();
 }
 
+/// The first of two is gone: nothing happens to the other.
 #[test]
-fn several_pids_are_refused_in_a_sentence() {
-    let freeze = cryopod(&[&"freeze", &"1", &"2", &"-o", &"app.img"]);
-    assert_ne!(freeze.status.code(), Some(0));
-    assert!(stderr(&freeze).contains("several processes"), "{}", stderr(&freeze));
+fn several_pids_of_which_one_does_not_exist() {
+    let mut ended = std::process::Command::new("true").spawn().expect("true(1) is there");
+    ended.wait().expect("it is our child");
+    let dir = scratch();
+    let program = Program::start(build::fixture("memory/heap.c").current_dir(dir.path()));
+    let image = dir.path().join("app.img");
+    let freeze = cryopod(&[
+        &"freeze",
+        &program.pid.to_string(),
+        &ended.id().to_string(),
+        &"-o",
+        &image,
+    ]);
+    assert_eq!(freeze.status.code(), Some(3), "{}", stderr(&freeze));
+    assert!(stderr(&freeze).contains("does not exist"), "{}", stderr(&freeze));
+    assert!(!image.exists());
 }

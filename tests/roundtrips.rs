@@ -55,6 +55,16 @@ mod threads {
     roundtrip!(wrapped, "threads/wrapped.c");
 }
 
+mod tree {
+    use super::*;
+
+    roundtrip!(sessions, "tree/sessions.c");
+    roundtrip!(sharing, "tree/sharing.c");
+    roundtrip!(waiting, "tree/waiting.c");
+    roundtrip!(wide_and_deep, "tree/wide_and_deep.c");
+    roundtrip!(zombies, "tree/zombies.c");
+}
+
 mod blocked {
     use super::*;
 

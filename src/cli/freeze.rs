@@ -83,16 +83,13 @@ impl FromStr for Compress {
 }
 
 pub fn run(args: &Args, verbosity: Verbosity) -> Result<ExitCode> {
-    let [pid] = args.pids[..] else {
-        bail!("cannot freeze several processes into one image yet: name one pid");
-    };
     let watch = Watch {
         verbosity,
         file: args.name(),
         progress: OnceLock::new(),
     };
     if args.dry_run {
-        return dry_run(pid, args.embed(), &watch);
+        return dry_run(&args.pids, args.embed(), &watch);
     }
     let output = args.open()?;
     let to_stdout = args.is_stdout();
@@ -104,7 +101,7 @@ pub fn run(args: &Args, verbosity: Verbosity) -> Result<ExitCode> {
         embed: args.embed(),
         observer: &watch,
     };
-    let report = freeze::freeze(pid, output, &options)?;
+    let report = freeze::freeze(&args.pids, output, &options)?;
     watch.warn(&report.warnings);
     let line = last_line(&report, &watch.file);
     match to_stdout {
@@ -115,11 +112,12 @@ pub fn run(args: &Args, verbosity: Verbosity) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn dry_run(pid: i32, embed: Embed, watch: &Watch) -> Result<ExitCode> {
-    let look = freeze::look(pid, embed, watch)?;
+fn dry_run(pids: &[i32], embed: Embed, watch: &Watch) -> Result<ExitCode> {
+    let look = freeze::look(pids, embed, watch)?;
     watch.warn(&look.warnings);
     println!(
-        "pid {pid} can be frozen: {} of memory to store before compression; it was stopped for {:.1} ms and goes on",
+        "{} can be frozen: {} of memory to store before compression; it was stopped for {:.1} ms and goes on",
+        named(pids[0], look.processes),
         size(look.memory_bytes),
         look.stopped_for.as_secs_f64() * 1e3
     );
@@ -170,16 +168,29 @@ impl Args {
     }
 }
 
+/// `pid 4127`, or `pid 4127 and 3 more`.
+fn named(pid: i32, processes: usize) -> String {
+    match processes {
+        1 => format!("pid {pid}"),
+        all => format!("pid {pid} and {} more", all - 1),
+    }
+}
+
 fn last_line(report: &Report, file: &str) -> String {
     let Report { pid, afterwards, .. } = report;
+    let who = named(*pid, report.processes);
+    let (end, go, is, stay) = match report.processes {
+        1 => ("ended", "goes on", "is stopped as before", "stays stopped"),
+        _ => ("ended", "go on", "are stopped as before", "stay stopped"),
+    };
     let image = format!("{file} {}", size(report.file_bytes));
     let paused = report.paused.as_secs_f64() * 1e3;
     match afterwards {
-        Afterwards::End => format!("pid {pid} ended; {image}"),
-        Afterwards::KeepRunning if report.was_stopped => format!("pid {pid} is stopped as before; {image}"),
-        Afterwards::KeepRunning => format!("pid {pid} goes on; {image}; paused for {paused:.1} ms"),
+        Afterwards::End => format!("{who} {end}; {image}"),
+        Afterwards::KeepRunning if report.was_stopped => format!("{who} {is}; {image}"),
+        Afterwards::KeepRunning => format!("{who} {go}; {image}; paused for {paused:.1} ms"),
         Afterwards::LeaveStopped => {
-            format!("pid {pid} stays stopped; {image}: `cryopod resume {pid}` or `cryopod end {pid}`")
+            format!("{who} {stay}; {image}: `cryopod resume {pid}` or `cryopod end {pid}`")
         }
     }
 }
@@ -268,6 +279,7 @@ mod tests {
     fn the_last_line_says_what_became_of_the_process() {
         let report = |afterwards| Report {
             pid: 4127,
+            processes: 1,
             afterwards,
             was_stopped: false,
             file_bytes: 812_000_000,

@@ -1,4 +1,4 @@
-//! All facts about one process that describe decides upon: values, without a process behind them.
+//! All facts that describe decides upon: values, without processes behind them.
 
 use super::files::Found;
 use super::memory::Area;
@@ -10,22 +10,33 @@ use super::threads::Sandbox;
 use crate::fd::Looked;
 use crate::image::state::{
     Clocks, Host, MemoryLayout, Name, PosixTimer, Rlimit, SharedObject, SigInfo, SignalAction, Thread, TimerTime,
+    Zombie,
 };
 use crate::image::state::{MemoryPolicy, ProcessSettings};
 
 #[derive(Debug)]
 pub struct Facts {
-    pub pid: i32,
     pub host: Host,
     pub clocks: Clocks,
+    /// The mappings of the kernel's own in cryopod itself, which are as this kernel makes them.
+    pub kernel_areas: Vec<Area>,
+    /// Each before its children.
+    pub members: Vec<Member>,
+    pub zombies: Vec<Zombie>,
+    /// See [`Snapshot::leaderless`](crate::image::state::Snapshot::leaderless).
+    pub leaderless: Vec<i32>,
+    pub descriptors: Looked,
+    pub shared_objects: Vec<SharedFacts>,
+}
+
+/// One process of a tree.
+#[derive(Debug)]
+pub struct Member {
+    pub pid: i32,
     pub process: ProcessFacts,
     pub surroundings: Surroundings,
     pub mappings: Vec<Mapping>,
-    /// The mappings of the kernel's own in cryopod itself, which are as this kernel makes them.
-    pub kernel_areas: Vec<Area>,
     pub threads: Vec<ThreadFacts>,
-    pub descriptors: Looked,
-    pub shared_objects: Vec<SharedFacts>,
 }
 
 #[derive(Debug)]
@@ -33,6 +44,7 @@ pub struct ProcessFacts {
     pub ppid: i32,
     pub pgid: i32,
     pub sid: i32,
+    pub exit_signal: i32,
     pub umask: u32,
     pub exe: (Name, Found),
     pub cwd: Place,

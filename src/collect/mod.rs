@@ -1,4 +1,4 @@
-//! Facts about a stopped process, read only: from /proc, from its registers, and by asking it what no interface shows.
+//! Facts about stopped processes, read only: from /proc, from its registers, and by asking it what no interface shows.
 #![deny(unsafe_code)]
 
 mod asked;
@@ -6,6 +6,7 @@ mod beforehand;
 mod clocks;
 mod control_groups;
 mod facts;
+mod family;
 mod files;
 mod frozen;
 mod headroom;
@@ -28,14 +29,14 @@ mod timers;
 mod waits;
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
 
 use crate::fd::{self, SharedObjects};
 use crate::image::state::{MemoryPolicy, Name, ProcessSettings};
 use crate::image::state::{PosixTimer, SharedObject};
-use crate::tracer::StoppedProcess;
+use crate::tracer::{StoppedProcess, StoppedTree};
 use asked::{Answers, Questions};
 use objects::Finder;
 use pagemap::Scanner;
@@ -46,7 +47,7 @@ pub use threads::Sandbox;
 pub use beforehand::Beforehand;
 pub use clocks::clocks;
 pub use control_groups::{control_groups, directory};
-pub use facts::{Facts, Mapping, Place, ProcessFacts, SharedFacts, ThreadFacts};
+pub use facts::{Facts, Mapping, Member, Place, ProcessFacts, SharedFacts, ThreadFacts};
 pub use files::Found;
 pub use files::build_id;
 pub use frozen::is_frozen;
@@ -67,6 +68,7 @@ pub use task_flags::TaskFlags;
 pub struct Collected {
     pub facts: Facts,
     pub objects: Vec<OwnedFd>,
+    /// Of the first process.
     pub later: Vec<Later>,
 }
 
@@ -84,9 +86,54 @@ pub enum Pages<'a> {
     InCopy(Option<&'a Beforehand>),
 }
 
-pub fn collect(process: &mut StoppedProcess, pages: Pages<'_>, embed: Embed) -> Result<Collected> {
+/// What is learnt of a process while it may still change: a loan may let a signal in.
+struct Asked {
+    restrictions: Vec<Restrictions>,
+    timers: Vec<PosixTimer>,
+    answers: Answers,
+}
+
+pub fn collect(tree: &mut StoppedTree, pages: Pages<'_>, embed: Embed) -> Result<Collected> {
+    let asked = tree.processes_mut().iter_mut().map(ask);
+    let asked = asked.collect::<Result<Vec<_>>>()?;
+    // From here on nothing changes.
+    let family = family::Family::look(tree, asked.iter().all(|asked| asked.answers.waits_for_nobody))?;
+    let first = ProcDir::of(tree.first().proc()).context("duplicate /proc/PID")?;
+    let clocks = clocks::clocks(&first)?;
+    let mut shared = SharedObjects::new()?;
+    let places: Vec<_> = tree
+        .processes()
+        .iter()
+        .map(|process| (process.pid(), process.proc()))
+        .collect();
+    let descriptors = fd::look(&places, &mut shared)?;
+    let (mut members, mut later) = (Vec::new(), Vec::new());
+    for (process, asked) in tree.processes().iter().zip(asked) {
+        let member = member(process, asked, &family, &mut shared, pages, embed);
+        let (member, of_member) = member.with_context(|| format!("pid {}", process.pid()))?;
+        members.push(member);
+        later.extend(of_member);
+    }
+    let (objects, files) = shared.into_parts();
+    let facts = Facts {
+        host: process::host(&vdso(&members, tree.processes())?)?,
+        clocks,
+        kernel_areas: kernel_areas()?,
+        members,
+        zombies: family.zombies,
+        leaderless: family.leaderless,
+        descriptors,
+        shared_objects: shared_facts(objects, &files)?,
+    };
+    Ok(Collected {
+        facts,
+        objects: files,
+        later,
+    })
+}
+
+fn ask(process: &mut StoppedProcess) -> Result<Asked> {
     let dir = ProcDir::of(process.proc()).context("duplicate /proc/PID")?;
-    let clocks = clocks::clocks(&dir)?;
     let each = 0..process.threads().len();
     let restrictions = each.map(|index| Restrictions::of(process, index));
     let restrictions = restrictions.collect::<Result<Vec<_>>>()?;
@@ -97,7 +144,7 @@ pub fn collect(process: &mut StoppedProcess, pages: Pages<'_>, embed: Embed) -> 
         }
     }
     // Threads that may not be asked are refused, so that their answers are not missed.
-    let mut answers = match restrictions.iter().all(Restrictions::may_be_asked) {
+    let answers = match restrictions.iter().all(Restrictions::may_be_asked) {
         true => {
             process
                 .reap_dead_copies()
@@ -112,37 +159,40 @@ pub fn collect(process: &mut StoppedProcess, pages: Pages<'_>, embed: Embed) -> 
         }
         false => Answers::default(),
     };
-    // The look costs a pass over all of /proc.
-    let tracees = match answers.waits_for_nobody {
-        true => Vec::new(),
-        false => surroundings::tracees(&dir)?,
-    };
-    // From here on nothing of the process changes: a loan may have let a signal in.
+    Ok(Asked {
+        restrictions,
+        timers,
+        answers,
+    })
+}
+
+fn member(
+    process: &StoppedProcess,
+    asked: Asked,
+    family: &family::Family,
+    shared: &mut SharedObjects,
+    pages: Pages<'_>,
+    embed: Embed,
+) -> Result<(Member, Vec<Later>)> {
+    let Asked {
+        restrictions,
+        timers,
+        mut answers,
+    } = asked;
+    let dir = ProcDir::of(process.proc()).context("duplicate /proc/PID")?;
     let threads = threads(process, &dir, restrictions, std::mem::take(&mut answers.threads))?;
-    let mut shared = SharedObjects::new()?;
-    let descriptors = fd::look(process.pid(), dir.as_fd(), &mut shared)?;
-    let mut finder = Finder::new(&dir, &mut shared, embed);
+    let mut finder = Finder::new(&dir, shared, embed);
     // Before the mappings, of which it may be one: then it is known as a file.
     let exe = finder.executable()?;
     let (mappings, later) = mappings(&dir, &mut finder, &mut answers.memory_policies, pages)?;
-    let (objects, files) = shared.into_parts();
-    let facts = Facts {
+    let member = Member {
         pid: process.pid().as_raw(),
-        host: process::host(&vdso(&mappings, process)?)?,
-        clocks,
         process: process_facts(process, &dir, exe, answers, timers)?,
-        surroundings: surroundings(process, tracees, threads[0].foreign_namespaces.clone())?,
+        surroundings: family.surroundings(process, threads[0].foreign_namespaces.clone()),
         mappings,
-        kernel_areas: kernel_areas()?,
         threads,
-        descriptors,
-        shared_objects: shared_facts(objects, &files)?,
     };
-    Ok(Collected {
-        facts,
-        objects: files,
-        later,
-    })
+    Ok((member, later))
 }
 
 fn threads(
@@ -166,22 +216,6 @@ fn threads(
         facts.with_context(|| format!("thread {}", thread.tid()))
     })
     .collect()
-}
-
-fn surroundings(process: &StoppedProcess, tracees: Vec<Relative>, foreign: Vec<String>) -> Result<Surroundings> {
-    let children = process.children().context("children")?;
-    let children: Vec<i32> = children.into_iter().map(|child| child.as_raw()).collect();
-    let sharers = surroundings::sharers(process.pid().as_raw())?;
-    Ok(Surroundings {
-        // A child that shares memory (vfork(2)) is a child first.
-        sharers: sharers
-            .into_iter()
-            .filter(|sharer| !children.contains(&sharer.pid))
-            .collect(),
-        children: children.into_iter().map(surroundings::relative).collect(),
-        tracees,
-        foreign_namespaces: foreign,
-    })
 }
 
 fn mappings(
@@ -246,8 +280,19 @@ fn kernel_areas() -> Result<Vec<Area>> {
     Ok(areas)
 }
 
-fn vdso(mappings: &[Mapping], process: &StoppedProcess) -> Result<Vec<u8>> {
-    let Some(Mapping { area, .. }) = mappings.iter().find(|mapping| mapping.area.name == b"[vdso]") else {
+/// The content of `[vdso]`, which is the same in all processes, from the first that has one.
+fn vdso(members: &[Member], processes: &[StoppedProcess]) -> Result<Vec<u8>> {
+    let of_member = |member: &Member| {
+        member
+            .mappings
+            .iter()
+            .position(|mapping| mapping.area.name == b"[vdso]")
+    };
+    let found = members
+        .iter()
+        .zip(processes)
+        .find_map(|(member, process)| of_member(member).map(|at| (&member.mappings[at].area, process)));
+    let Some((area, process)) = found else {
         return Ok(Vec::new());
     };
     let mut bytes = vec![0; area.len() as usize];
@@ -286,6 +331,7 @@ fn process_facts(
         ppid: stat.ppid,
         pgid: stat.pgrp,
         sid: stat.session,
+        exit_signal: stat.exit_signal.context("stat has no exit signal")?,
         umask: Status::of(dir)?.umask,
         exe,
         cwd: process::place(dir, "cwd")?,

@@ -1,4 +1,4 @@
-//! Where the content of an image comes from: the memory of the stopped process, and the files of its shared objects.
+//! Where the content of an image comes from: the memory of the stopped processes, and the files of its shared objects.
 
 use std::fs::File;
 use std::io;
@@ -14,14 +14,15 @@ use crate::tracer::ProcessMemory;
 
 /// Reads from any number of threads at once.
 pub struct Source<'a> {
-    memory: &'a ProcessMemory,
+    /// Of each process.
+    memories: Vec<&'a ProcessMemory>,
     objects: Vec<File>,
 }
 
 impl<'a> Source<'a> {
-    pub fn new(memory: &'a ProcessMemory, objects: Vec<OwnedFd>) -> Self {
+    pub fn new(memories: Vec<&'a ProcessMemory>, objects: Vec<OwnedFd>) -> Self {
         Source {
-            memory,
+            memories,
             objects: objects.into_iter().map(File::from).collect(),
         }
     }
@@ -33,9 +34,13 @@ impl<'a> Source<'a> {
 
 impl PageSource for Source<'_> {
     fn read(&self, space: Space, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        match space {
-            Space::Process(0) => self.memory.read_at(offset, buffer),
-            _ => read_object(&self.objects, space, offset, buffer),
+        let memory = match space {
+            Space::Process(index) => self.memories.get(index as usize),
+            Space::Shared(_) => None,
+        };
+        match memory {
+            Some(memory) => memory.read_at(offset, buffer),
+            None => read_object(&self.objects, space, offset, buffer),
         }
     }
 }

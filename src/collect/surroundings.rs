@@ -5,15 +5,17 @@ use anyhow::{Context, Result};
 use super::proc::{ProcDir, all_processes};
 use super::status::Status;
 use crate::image::state::Name;
+use crate::sys::groups;
 use crate::sys::process::{self as sys, Shared};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Surroundings {
+    /// Children that are not of the tree.
     pub children: Vec<Relative>,
     /// Tasks that a thread of the process traces.
     pub tracees: Vec<Relative>,
-    /// Processes that share its memory or its table of descriptors without being threads of it.
-    pub sharers: Vec<Relative>,
+    /// Processes that share something with it without being threads of it, and what.
+    pub sharers: Vec<(Relative, &'static str)>,
     /// Names in /proc/PID/ns of those that are not ours.
     pub foreign_namespaces: Vec<String>,
 }
@@ -25,31 +27,43 @@ pub struct Relative {
     pub is_zombie: bool,
 }
 
-/// A pass over all of /proc.
-pub fn tracees(process: &ProcDir) -> Result<Vec<Relative>> {
-    let threads = process.numbers("task")?;
-    let mut tracees = Vec::new();
+/// All tasks that are traced, with their tracers: a pass over all of /proc.
+pub fn traced_tasks() -> Result<Vec<(i32, i32)>> {
+    let mut traced = Vec::new();
     for pid in all_processes()? {
         // A process that ends meanwhile is no tracee.
         let Ok(dir) = ProcDir::by_pid(pid) else { continue };
         for tid in dir.numbers("task").unwrap_or_default() {
             let status = dir.thread(tid).and_then(|thread| Status::of(&thread));
-            if status.is_ok_and(|status| status.tracer != 0 && threads.contains(&status.tracer)) {
-                tracees.push(relative(tid));
+            if let Ok(Status { tracer: 1.., .. }) = status {
+                traced.extend(status.map(|status| (tid, status.tracer)));
             }
         }
     }
-    Ok(tracees)
+    Ok(traced)
 }
 
-/// Processes outside that share memory or descriptors, as after clone(2) with CLONE_VM or CLONE_FILES. Without kcmp(2), or without the
-/// right to compare, nobody can tell: those of other users do not share.
-pub fn sharers(pid: i32) -> Result<Vec<Relative>> {
-    let shares = |other: i32, what| sys::share(pid, other, what).unwrap_or(false);
-    let is_sharer =
-        |&other: &i32| other != pid && (shares(other, Shared::Memory) || shares(other, Shared::Descriptors));
-    let sharers = all_processes()?.into_iter().filter(is_sharer);
-    Ok(sharers.map(relative).collect())
+/// Pairs of one of `pids` and another of `all` that share it. kcmp(2) orders what it compares, so that a sort finds them.
+pub fn sharers(pids: &[i32], all: &[i32], what: Shared) -> Vec<(i32, i32)> {
+    let Some(&first) = pids.first() else { return Vec::new() };
+    if pids.len() == 1 {
+        let shares = |other: &&i32| **other != first && sys::share(first, **other, what).unwrap_or(false);
+        return all.iter().filter(shares).map(|&other| (first, other)).collect();
+    }
+    // The tree first; ended processes, and those that we may not look into, are told apart by an error.
+    let others = all.iter().copied().filter(|pid| !pids.contains(pid));
+    let items: Vec<i32> = pids.iter().copied().chain(others).collect();
+    let mut found = Vec::new();
+    for group in groups(&items, |a, b| sys::order(a, b, what).ok()) {
+        for &pid in group
+            .iter()
+            .filter(|_| group.len() > 1)
+            .filter(|pid| pids.contains(pid))
+        {
+            found.extend(group.iter().filter(|&&other| other != pid).map(|&other| (pid, other)));
+        }
+    }
+    found
 }
 
 /// One that ends meanwhile has no name.

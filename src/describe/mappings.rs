@@ -1,7 +1,7 @@
 //! Mappings → vmas of the image and the stretches of memory to store.
 
 use super::{FileTable, refusals};
-use crate::collect::{Area, Facts, Mapping, Object, Populated, given_name};
+use crate::collect::{Area, Facts, Mapping, Member, Object, Populated, SharedFacts, given_name};
 use crate::image::pages::{Extent, Space, Zeros};
 use crate::image::state::{Backing, Vma};
 use crate::refusal::Refusal;
@@ -12,40 +12,43 @@ pub struct Described {
     pub extents: Vec<Extent>,
 }
 
-pub fn describe(facts: &Facts, files: &mut FileTable, refusals: &mut Vec<Refusal>) -> Described {
+/// The memory of the process `index`.
+pub fn describe(index: u32, facts: &Facts, files: &mut FileTable, refusals: &mut Vec<Refusal>) -> Described {
+    let member = &facts.members[index as usize];
     let mut described = Described::default();
-    for mapping in &facts.mappings {
+    for mapping in &member.mappings {
         match backing(mapping, files) {
-            Ok(backing) => described.push(mapping, backing),
-            Err((reason, remedy)) => refusals.push(Refusal::new(facts.pid, mapping.area.label(), reason, remedy)),
+            Ok(backing) => described.push(index, mapping, backing),
+            Err((reason, remedy)) => refusals.push(Refusal::new(member.pid, mapping.area.label(), reason, remedy)),
         }
     }
-    refusals.extend(kernel_areas(facts));
-    for (index, shared) in (0..).zip(&facts.shared_objects) {
-        let space = Space::Shared(index);
-        // Holes of the object are left out already; a page of zeros in it reads like a hole.
-        let zeros = Zeros::LeaveOut;
-        described
-            .extents
-            .extend(shared.data.iter().map(|&(offset, len)| Extent {
-                space,
-                offset,
-                len,
-                zeros,
-            }));
-    }
+    refusals.extend(kernel_areas(member, &facts.kernel_areas));
     described
 }
 
+pub fn of_shared_objects(objects: &[SharedFacts]) -> impl Iterator<Item = Extent> {
+    (0..).zip(objects).flat_map(|(index, shared)| {
+        let space = Space::Shared(index);
+        // Holes of the object are left out already; a page of zeros in it reads like a hole.
+        let zeros = Zeros::LeaveOut;
+        shared.data.iter().map(move |&(offset, len)| Extent {
+            space,
+            offset,
+            len,
+            zeros,
+        })
+    })
+}
+
 impl Described {
-    fn push(&mut self, mapping: &Mapping, backing: Backing) {
+    fn push(&mut self, process: u32, mapping: &Mapping, backing: Backing) {
         let Mapping { area, populated, .. } = mapping;
         let runs = if keeps_content(mapping) {
             populated.runs.as_slice()
         } else {
             &[]
         };
-        self.extents.extend(extents(&backing, runs));
+        self.extents.extend(extents(process, &backing, runs));
         self.vmas.push(Vma {
             start: area.start,
             end: area.end,
@@ -70,14 +73,14 @@ pub fn huge_pages(backing: &Backing, populated: &Populated) -> Vec<(u64, u64)> {
     }
 }
 
-/// Runs of pages of a mapping, to be stored.
-pub fn extents(backing: &Backing, runs: &[(u64, u64)]) -> impl Iterator<Item = Extent> {
+/// Runs of pages of a mapping of a process, to be stored.
+pub fn extents(process: u32, backing: &Backing, runs: &[(u64, u64)]) -> impl Iterator<Item = Extent> {
     let zeros = match backing {
         Backing::Anonymous => Zeros::LeaveOut,
         _ => Zeros::Keep,
     };
     runs.iter().map(move |&(start, end)| Extent {
-        space: Space::Process(0),
+        space: Space::Process(process),
         offset: start,
         len: end - start,
         zeros,
@@ -127,19 +130,19 @@ fn backing(mapping: &Mapping, files: &mut FileTable) -> Result<Backing, (String,
 }
 
 /// The mappings of the kernel must be there as the kernel makes them, since a thaw can only ask for the whole set.
-fn kernel_areas(facts: &Facts) -> Option<Refusal> {
-    let theirs: Vec<&Area> = facts
+fn kernel_areas(member: &Member, kernels: &[Area]) -> Option<Refusal> {
+    let theirs: Vec<&Area> = member
         .mappings
         .iter()
         .filter(|mapping| mapping.object == Object::Kernel)
         .map(|mapping| &mapping.area)
         .collect();
-    let ours: Vec<&Area> = facts.kernel_areas.iter().collect();
+    let ours: Vec<&Area> = kernels.iter().collect();
     if shape(&theirs) == shape(&ours) {
         return None;
     }
     Some(Refusal::new(
-        facts.pid,
+        member.pid,
         "[vdso]",
         "is not mapped as the kernel maps it: the program has moved or unmapped parts of it",
         "",

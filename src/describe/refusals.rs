@@ -2,7 +2,8 @@
 
 use super::mappings::is_unreadable;
 use super::shown;
-use crate::collect::{Area, Facts, Found, Populated, Relative, Sandbox, ThreadFacts};
+use crate::collect::{Area, Found, Member, Populated, Relative, Sandbox, ThreadFacts};
+use crate::image::family::Stranger;
 use crate::image::state::File;
 use crate::refusal::Refusal;
 
@@ -11,17 +12,17 @@ const COPY: &str = "cryopod-copy";
 pub const CLOSE: &str = "let the program close what it belongs to first";
 
 /// All but mappings, the executable and descriptors.
-pub fn of_process(facts: &Facts) -> Vec<Refusal> {
+pub fn of_process(member: &Member) -> Vec<Refusal> {
     let mut refusals = Refusals {
-        pid: facts.pid,
+        pid: member.pid,
         list: Vec::new(),
     };
-    refusals.relatives(facts);
-    refusals.surroundings(facts);
-    refusals.settings(facts);
-    refusals.places(facts);
-    for thread in &facts.threads {
-        refusals.thread(facts, thread);
+    refusals.relatives(member);
+    refusals.surroundings(member);
+    refusals.settings(member);
+    refusals.places(member);
+    for thread in &member.threads {
+        refusals.thread(member, thread);
     }
     refusals.list
 }
@@ -36,8 +37,8 @@ impl Refusals {
         self.list.push(Refusal::new(self.pid, object, reason, remedy));
     }
 
-    fn relatives(&mut self, facts: &Facts) {
-        for child in &facts.surroundings.children {
+    fn relatives(&mut self, member: &Member) {
+        for child in &member.surroundings.children {
             let name = named("child", child);
             if child.name == COPY {
                 self.add(
@@ -45,21 +46,11 @@ impl Refusals {
                     "is a copy of it that another freeze writes into an image",
                     "wait until that is done",
                 );
-            } else if child.is_zombie {
-                self.add(
-                    name,
-                    "has ended and waits for its parent to ask how, which cryopod does not carry yet",
-                    "try again",
-                );
             } else {
-                self.add(
-                    name,
-                    "would be left behind: cryopod carries one process yet, without children",
-                    "end it first",
-                );
+                self.add(name, "was made while it was looked at", "freeze again");
             }
         }
-        for tracee in &facts.surroundings.tracees {
+        for tracee in &member.surroundings.tracees {
             let remedy = "let the debugger detach first";
             self.add(
                 named("task", tracee),
@@ -67,23 +58,20 @@ impl Refusals {
                 remedy,
             );
         }
-        for sharer in &facts.surroundings.sharers {
-            self.add(
-                named("process", sharer),
-                "shares its memory or descriptors with it, which cryopod does not carry yet",
-                "",
-            );
+        for (sharer, what) in &member.surroundings.sharers {
+            let reason = format!("shares {what} with it, which cryopod does not carry yet");
+            self.add(named("process", sharer), reason, "");
         }
     }
 
-    fn surroundings(&mut self, facts: &Facts) {
-        for namespace in &facts.surroundings.foreign_namespaces {
+    fn surroundings(&mut self, member: &Member) {
+        for namespace in &member.surroundings.foreign_namespaces {
             self.namespace("the process", namespace);
         }
     }
 
-    fn settings(&mut self, facts: &Facts) {
-        if facts.process.has_ldt {
+    fn settings(&mut self, member: &Member) {
+        if member.process.has_ldt {
             self.add(
                 "the process",
                 "has segments of its own (modify_ldt), which cryopod does not carry yet",
@@ -101,8 +89,8 @@ impl Refusals {
         );
     }
 
-    fn places(&mut self, facts: &Facts) {
-        let process = &facts.process;
+    fn places(&mut self, member: &Member) {
+        let process = &member.process;
         for (what, place) in [("working directory", &process.cwd), ("root directory", &process.root)] {
             if !place.is_there {
                 let object = format!("its {what} {}", shown(&place.path));
@@ -113,7 +101,7 @@ impl Refusals {
                 );
             }
         }
-        if facts.threads[0].status.state == 'Z' {
+        if member.threads[0].status.state == 'Z' {
             self.add(
                 "its first thread",
                 "has ended while others go on, which cryopod does not carry yet",
@@ -145,7 +133,7 @@ impl Refusals {
         }
     }
 
-    fn thread(&mut self, facts: &Facts, facts_of: &ThreadFacts) {
+    fn thread(&mut self, member: &Member, facts_of: &ThreadFacts) {
         let ThreadFacts { thread, status, .. } = facts_of;
         let who = format!("thread {} ({})", thread.tid, shown(&thread.name));
         if !facts_of.is_native {
@@ -174,11 +162,20 @@ impl Refusals {
                 "",
             );
         }
-        let news = |name: &&String| !facts.surroundings.foreign_namespaces.contains(name);
+        let news = |name: &&String| !member.surroundings.foreign_namespaces.contains(name);
         for namespace in facts_of.foreign_namespaces.iter().filter(news) {
             self.namespace(&who, namespace);
         }
     }
+}
+
+/// A process whose session cannot be entered at thaw the way it was.
+pub fn of_stranger(stranger: Stranger) -> Refusal {
+    let reason = format!(
+        "is in session {}, which neither its parent nor a sibling of it began; such cannot be brought back yet",
+        stranger.sid
+    );
+    Refusal::new(stranger.pid, "the process", reason, "")
 }
 
 fn named(what: &str, relative: &Relative) -> String {

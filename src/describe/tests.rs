@@ -2,8 +2,8 @@
 
 use super::{Described, describe};
 use crate::collect::{
-    Area, Facts, Found, Mapping, Object, Place, Populated, ProcessFacts, Relative, Sandbox, SharedFacts, Status,
-    Surroundings, ThreadFacts,
+    Area, Facts, Found, Mapping, Member, Object, Place, Populated, ProcessFacts, Relative, Sandbox, SharedFacts,
+    Status, Surroundings, ThreadFacts,
 };
 use crate::image::pages::{Extent, Space, Zeros};
 use crate::image::state::{
@@ -97,6 +97,7 @@ fn process() -> ProcessFacts {
         ppid: 1,
         pgid: PID,
         sid: PID,
+        exit_signal: libc::SIGCHLD,
         umask: 0o22,
         exe: (b"/bin/app".to_vec(), Found::Same(file("/bin/app"))),
         cwd: root.clone(),
@@ -126,7 +127,6 @@ fn facts(mappings: Vec<Mapping>) -> Facts {
         .into_iter()
         .map(|area| mapping(area, Object::Kernel, &[]));
     Facts {
-        pid: PID,
         host: Host {
             cryopod_version: String::new(),
             hostname: String::new(),
@@ -135,12 +135,20 @@ fn facts(mappings: Vec<Mapping>) -> Facts {
             vdso_hash: 0,
         },
         clocks: Clocks::default(),
-        process: process(),
-        surroundings: Surroundings::default(),
-        mappings: mappings.into_iter().chain(kernel).collect(),
         kernel_areas: kernel_areas(),
-        threads: vec![thread()],
-        descriptors: crate::fd::Looked::default(),
+        members: vec![Member {
+            pid: PID,
+            process: process(),
+            surroundings: Surroundings::default(),
+            mappings: mappings.into_iter().chain(kernel).collect(),
+            threads: vec![thread()],
+        }],
+        zombies: Vec::new(),
+        leaderless: Vec::new(),
+        descriptors: crate::fd::Looked {
+            tables: vec![crate::image::state::FdTable::default()],
+            ..crate::fd::Looked::default()
+        },
         shared_objects: Vec::new(),
     }
 }
@@ -188,7 +196,7 @@ fn pages_of_a_file_are_stored_even_if_they_are_zeros() {
 #[test]
 fn core_dumps_for_root_only_are_told_of() {
     let mut facts = facts(vec![]);
-    facts.process.dumpable = 2;
+    facts.members[0].process.dumpable = 2;
     assert!(carried(facts).warnings[0].contains("dumpable 2"));
 }
 
@@ -261,15 +269,15 @@ fn all_refusals_come_at_once() {
         &[],
     );
     let mut facts = facts(vec![device, library]);
-    facts.surroundings.children = vec![Relative {
+    facts.members[0].surroundings.children = vec![Relative {
         pid: 4130,
         name: "helper".into(),
         is_zombie: false,
     }];
-    facts.surroundings.foreign_namespaces = vec!["net".into()];
-    facts.threads[0].foreign_namespaces = vec!["net".into()];
-    facts.threads[0].sandbox = Sandbox::Strict;
-    facts.threads[0].has_io_ports = true;
+    facts.members[0].surroundings.foreign_namespaces = vec!["net".into()];
+    facts.members[0].threads[0].foreign_namespaces = vec!["net".into()];
+    facts.members[0].threads[0].sandbox = Sandbox::Strict;
+    facts.members[0].threads[0].has_io_ports = true;
     let refusals = refused(facts);
     let told = |words: &str| refusals.iter().filter(|refusal| refusal.contains(words)).count();
     for words in [
@@ -288,20 +296,20 @@ fn all_refusals_come_at_once() {
 #[test]
 fn a_vdso_in_another_place_is_fine_but_not_in_another_shape() {
     let mut moved = facts(Vec::new());
-    for mapping in &mut moved.mappings {
+    for mapping in &mut moved.members[0].mappings {
         mapping.area.start += 0x7000_0000;
         mapping.area.end += 0x7000_0000;
     }
     carried(moved);
     let mut torn = facts(Vec::new());
-    torn.mappings.remove(0);
+    torn.members[0].mappings.remove(0);
     assert!(refused(torn)[0].contains("[vdso] is not mapped as the kernel maps it"));
 }
 
 #[test]
 fn an_executable_that_was_replaced_is_refused() {
     let mut facts = facts(Vec::new());
-    facts.process.exe.1 = Found::Replaced;
+    facts.members[0].process.exe.1 = Found::Replaced;
     assert!(refused(facts)[0].contains("executable /bin/app was deleted, and another file has its name"));
 }
 

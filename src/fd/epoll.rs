@@ -41,7 +41,7 @@ impl Kind for Epoll {
         let mut nth_of: HashMap<i32, u32> = HashMap::new();
         for watch in &watches {
             let nth = nth_of.entry(watch.fd).or_default();
-            if !is_still_watched(probe.seen.fd, watch.fd, *nth, look)? {
+            if !is_still_watched(probe.seen, watch.fd, *nth, look)? {
                 return Err(Unfit::refused(
                     format!(
                         "watches a file by number {}, which is closed or another file by now",
@@ -71,11 +71,11 @@ impl Kind for Epoll {
 }
 
 /// The set remembers a file that is open anywhere, under a number that may mean something else today.
-fn is_still_watched(epoll: i32, target: i32, nth: u32, look: &Look<'_>) -> Result<bool> {
-    if look.seen.binary_search_by_key(&target, |seen| seen.fd).is_err() {
+fn is_still_watched(epoll: &Seen, target: i32, nth: u32, look: &Look<'_>) -> Result<bool> {
+    if look.find(epoll.owner, target).is_none() {
         return Ok(false);
     }
-    fds::kcmp_epoll_target(look.pid, target, epoll, target, nth).context("kcmp KCMP_EPOLL_TFD")
+    fds::kcmp_epoll_target(look.pid(epoll), target, epoll.fd, target, nth).context("kcmp KCMP_EPOLL_TFD")
 }
 
 /// `tfd:        8 events: 80000019 data:                8  pos:0 ino:d415 sdev:f`: ep_show_fdinfo(), fs/eventpoll.c.

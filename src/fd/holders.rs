@@ -10,9 +10,9 @@ use nix::unistd::Pid;
 
 use super::probe::Seen;
 
-/// By inode: a process other than `pid` and ourselves that has it open, as `4127 (bash)`. Processes that we may not look into
+/// By inode: a process other than `pids` and ourselves that has it open, as `4127 (bash)`. Processes that we may not look into
 /// are passed over: they belong to somebody else.
-pub fn others(pid: Pid, wanted: &[&Seen]) -> Result<HashMap<(u64, u64), String>> {
+pub fn others(pids: &[Pid], wanted: &[&Seen]) -> Result<HashMap<(u64, u64), String>> {
     let by_link: HashMap<&[u8], (u64, u64)> = wanted.iter().map(|seen| (seen.link.as_slice(), seen.inode())).collect();
     let mut found = HashMap::new();
     if by_link.is_empty() {
@@ -23,7 +23,7 @@ pub fn others(pid: Pid, wanted: &[&Seen]) -> Result<HashMap<(u64, u64), String>>
         let Some(other) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
-        if other == pid.as_raw() || other == Pid::this().as_raw() {
+        if pids.contains(&Pid::from_raw(other)) || other == Pid::this().as_raw() {
             continue;
         }
         let Ok(descriptors) = fs::read_dir(format!("/proc/{other}/fd")) else {

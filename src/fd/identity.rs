@@ -1,4 +1,4 @@
-//! Which descriptors of a process share one open file description.
+//! Which descriptors, of one process or of several, share one open file description.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -8,11 +8,12 @@ use anyhow::{Context, Result};
 use nix::unistd::Pid;
 
 use super::probe::Seen;
-use crate::sys::fds;
+use crate::sys::{fds, groups};
 
-/// Groups of indices into `seen`, one a description, in the order of their lowest descriptors.
-pub fn descriptions(pid: Pid, seen: &[Seen]) -> Result<Vec<Vec<usize>>> {
-    group(seen, |a, b| fds::kcmp_file(pid, seen[a].fd, seen[b].fd))
+/// Groups of indices into `seen`, one a description, in the order of their lowest descriptors. `pids` are the owners.
+pub fn descriptions(pids: &[Pid], seen: &[Seen]) -> Result<Vec<Vec<usize>>> {
+    let place = |index: usize| (pids[seen[index].owner], seen[index].fd);
+    group(seen, |a, b| fds::kcmp_file(place(a), place(b)))
 }
 
 /// Only descriptors that look alike are compared: kcmp is a system call for each step of the sort.
@@ -35,29 +36,21 @@ fn group(seen: &[Seen], mut compare: impl FnMut(usize, usize) -> io::Result<Orde
 }
 
 fn split(
-    mut indices: Vec<usize>,
+    indices: Vec<usize>,
     compare: &mut impl FnMut(usize, usize) -> io::Result<Ordering>,
 ) -> io::Result<Vec<Vec<usize>>> {
     if indices.len() == 1 {
         return Ok(vec![indices]);
     }
     let mut failed = None;
-    let mut ask = |a: usize, b: usize| {
-        compare(a, b).unwrap_or_else(|error| {
+    let found = groups(&indices, |a, b| match compare(a, b) {
+        Ok(order) => Some(order),
+        Err(error) => {
             failed = Some(error);
-            Ordering::Equal
-        })
-    };
-    // A stable sort leaves the numbers of one description ascending.
-    indices.sort_by(|&a, &b| ask(a, b));
-    let mut groups: Vec<Vec<usize>> = Vec::new();
-    for index in indices {
-        match groups.last_mut() {
-            Some(group) if ask(group[0], index).is_eq() => group.push(index),
-            _ => groups.push(vec![index]),
+            None
         }
-    }
-    failed.map_or(Ok(groups), Err)
+    });
+    failed.map_or(Ok(found), Err)
 }
 
 #[cfg(test)]
@@ -67,6 +60,7 @@ mod tests {
 
     fn seen(fd: i32, link: &str) -> Seen {
         Seen {
+            owner: 0,
             fd,
             link: link.into(),
             info: FdInfo::parse("pos:\t0\nflags:\t02\n".into()).unwrap(),

@@ -1,11 +1,12 @@
-//! Freeze side: a stopped process's table of descriptors, recorded from outside.
+//! Freeze side: the tables of descriptors of stopped processes, recorded from outside.
 
 use std::collections::HashSet;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use nix::unistd::Pid;
 
+use super::fdinfo::FdInfo;
 use super::inputs::Inputs;
 use super::kind::{AnyKind, Probe, Unfit};
 use super::pipe::Ends;
@@ -13,12 +14,11 @@ use super::probe::{Seen, Source};
 use super::{SharedObjects, identity, limit, refuse, stdio};
 use crate::image::state::{Description, FdEntry, FdTable};
 use crate::refusal::Refusal;
-use crate::sys::fds;
 
-/// A table of descriptors with its descriptions (the table's indices count from the first of these), and what is not carried.
+/// The tables of descriptors of processes, in their order, with the descriptions that they refer to, and what is not carried.
 #[derive(Debug, Default)]
 pub struct Looked {
-    pub table: FdTable,
+    pub tables: Vec<FdTable>,
     pub descriptions: Vec<Description>,
     pub refusals: Vec<Refusal>,
     /// What is carried but may differ after a thaw.
@@ -26,11 +26,10 @@ pub struct Looked {
     pub inputs: Inputs,
 }
 
-/// What kinds know while they look at one process.
+/// What kinds know while they look.
 pub struct Look<'a> {
-    pub pid: Pid,
-    pub source: &'a Source<'a>,
-    /// All descriptors, ascending.
+    sources: &'a [Source<'a>],
+    /// All descriptors, ascending by owner and number.
     pub seen: &'a [Seen],
     pub shared: &'a mut SharedObjects,
     pub stdio: stdio::Plan,
@@ -43,30 +42,49 @@ pub struct Look<'a> {
 
 impl Look<'_> {
     pub fn warn(&mut self, seen: &Seen, what: &str) {
-        self.warnings.push(format!(
-            "pid {}: fd {} ({}) {what}",
-            self.pid,
-            seen.fd,
-            seen.link_text()
-        ));
+        let (pid, fd, link) = (self.pid(seen), seen.fd, seen.link_text());
+        self.warnings.push(format!("pid {pid}: fd {fd} ({link}) {what}"));
+    }
+
+    pub fn pid(&self, seen: &Seen) -> Pid {
+        self.sources[seen.owner].pid
+    }
+
+    /// In our own table, see [`Source::duplicate`].
+    pub fn duplicate(&self, seen: &Seen) -> Result<OwnedFd> {
+        self.sources[seen.owner].duplicate(seen.fd)
+    }
+
+    pub fn fdinfo(&self, seen: &Seen) -> Result<FdInfo> {
+        self.sources[seen.owner].fdinfo(seen.fd)
+    }
+
+    pub fn find(&self, owner: usize, fd: i32) -> Option<&Seen> {
+        let found = self
+            .seen
+            .binary_search_by_key(&(owner, fd), |seen| (seen.owner, seen.fd));
+        found.ok().map(|index| &self.seen[index])
     }
 }
 
-/// Looks at all descriptors of `pid`, which is stopped; `proc` is /proc/PID as a directory. Nothing of the process changes.
-pub fn look(pid: Pid, proc: BorrowedFd<'_>, shared: &mut SharedObjects) -> Result<Looked> {
-    let pidfd = fds::pidfd_open(pid).with_context(|| format!("pidfd_open of pid {pid}"))?;
-    let source = Source { proc, pidfd };
+/// Looks at all descriptors of `processes`, which are stopped: their pids, and /proc/PID as directories. Nothing of them changes.
+pub fn look(processes: &[(Pid, BorrowedFd<'_>)], shared: &mut SharedObjects) -> Result<Looked> {
+    let sources = processes.iter().map(|&(pid, proc)| Source::new(pid, proc));
+    let sources = sources.collect::<Result<Vec<_>>>()?;
+    let pids: Vec<Pid> = sources.iter().map(|source| source.pid).collect();
     limit::raise()?; // for one descriptor of each shared object
     let mut seen = Vec::new();
-    for fd in source.numbers()? {
-        seen.push(source.look_at(fd).with_context(|| format!("fd {fd} of pid {pid}"))?);
+    for (owner, source) in sources.iter().enumerate() {
+        for fd in source.numbers()? {
+            let found = source.look_at(owner, fd);
+            seen.push(found.with_context(|| format!("fd {fd} of pid {}", source.pid))?);
+        }
     }
-    let groups = identity::descriptions(pid, &seen)?;
-    let ends = Ends::new(pid, &seen)?;
+    let groups = identity::descriptions(&pids, &seen)?;
+    let ends = Ends::new(&pids, &seen)?;
     let stdio = stdio::Plan::new(&seen, &ends);
     let mut look = Look {
-        pid,
-        source: &source,
+        sources: &sources,
         seen: &seen,
         shared,
         stdio,
@@ -75,31 +93,32 @@ pub fn look(pid: Pid, proc: BorrowedFd<'_>, shared: &mut SharedObjects) -> Resul
         warnings: Vec::new(),
         inputs: Inputs::default(),
     };
-    let mut looked = Looked::default();
+    let mut looked = Looked {
+        tables: vec![FdTable::default(); sources.len()],
+        ..Looked::default()
+    };
     for group in groups {
-        let numbers: Vec<i32> = group.iter().map(|&index| seen[index].fd).collect();
-        for part in look.stdio.split(&seen[group[0]], numbers) {
-            record(&mut looked, &mut look, &part).with_context(|| format!("fd {} of pid {pid}", part[0]))?;
+        for part in look.stdio.split(&seen, group) {
+            let first = &seen[part[0]];
+            let recorded = record(&mut looked, &mut look, &part);
+            recorded.with_context(|| format!("fd {} of pid {}", first.fd, pids[first.owner]))?;
         }
     }
     looked.warnings = look.warnings;
     looked.inputs = look.inputs;
-    looked.table.entries.sort_unstable_by_key(|entry| entry.fd);
+    for table in &mut looked.tables {
+        table.entries.sort_unstable_by_key(|entry| entry.fd);
+    }
     Ok(looked)
 }
 
-/// Records the description of `numbers`, or the refusal.
-fn record(looked: &mut Looked, look: &mut Look<'_>, numbers: &[i32]) -> Result<()> {
+/// Records the description that these descriptors share, by their indices in [`Look::seen`], or the refusal.
+fn record(looked: &mut Looked, look: &mut Look<'_>, indices: &[usize]) -> Result<()> {
     let all = look.seen;
-    let find = |fd: i32| {
-        &all[all
-            .binary_search_by_key(&fd, |seen| seen.fd)
-            .expect("every number was seen")]
-    };
-    let seen = find(numbers[0]);
+    let seen = &all[indices[0]];
     let probe = Probe {
         seen,
-        file: look.source.duplicate(seen.fd)?,
+        file: look.duplicate(seen)?,
     };
     match describe(&probe, look) {
         Ok((kind, payload)) => {
@@ -111,19 +130,21 @@ fn record(looked: &mut Looked, look: &mut Look<'_>, numbers: &[i32]) -> Result<(
                 status_flags,
                 payload,
             });
-            let entries = numbers.iter().map(|&fd| FdEntry {
-                fd,
-                cloexec: find(fd).info.cloexec(),
-                description,
-            });
-            looked.table.entries.extend(entries);
+            for seen in indices.iter().map(|&index| &all[index]) {
+                looked.tables[seen.owner].entries.push(FdEntry {
+                    fd: seen.fd,
+                    cloexec: seen.info.cloexec(),
+                    description,
+                });
+            }
             Ok(())
         }
         Err(Unfit::Refused { reason, remedy }) => {
-            let object = format!("fd {} ({})", list(numbers), seen.link_text());
-            looked
-                .refusals
-                .push(Refusal::new(look.pid.as_raw(), object, reason, remedy));
+            let numbers = indices.iter().map(|&index| &all[index]);
+            let of_first = numbers.filter(|other| other.owner == seen.owner).map(|seen| seen.fd);
+            let object = format!("fd {} ({})", list(of_first), seen.link_text());
+            let pid = look.pid(seen).as_raw();
+            looked.refusals.push(Refusal::new(pid, object, reason, remedy));
             Ok(())
         }
         Err(Unfit::Failed(error)) => Err(error),
@@ -135,6 +156,6 @@ fn describe(probe: &Probe<'_>, look: &mut Look<'_>) -> Result<(u16, Vec<u8>), Un
     AnyKind::describe(probe, look).unwrap_or_else(|| Err(refuse::unclaimed(probe.seen)))
 }
 
-fn list(numbers: &[i32]) -> String {
-    numbers.iter().map(i32::to_string).collect::<Vec<_>>().join(", ")
+fn list(numbers: impl Iterator<Item = i32>) -> String {
+    numbers.map(|number| number.to_string()).collect::<Vec<_>>().join(", ")
 }

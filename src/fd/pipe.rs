@@ -1,4 +1,4 @@
-//! Pipes whose ends are all inside the process, with the bytes that wait in them (pipe(7)).
+//! Pipes whose ends are all inside the processes that are frozen, with the bytes that wait in them (pipe(7)).
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -113,7 +113,7 @@ pub fn is_pipe(seen: &Seen) -> bool {
     seen.file_type() == libc::S_IFIFO && seen.link.starts_with(b"pipe:[")
 }
 
-/// Which ends of its pipes and FIFOs a process has, and what has to do with others.
+/// Which ends of their pipes and FIFOs the processes have, and what has to do with others.
 #[derive(Debug, Default)]
 pub struct Ends {
     /// By inode.
@@ -124,12 +124,12 @@ pub struct Ends {
 struct End {
     readable: bool,
     writable: bool,
-    /// Another process that has it open, too.
+    /// A process outside that has it open, too.
     holder: Option<String>,
 }
 
 impl Ends {
-    pub fn new(pid: Pid, all: &[Seen]) -> Result<Self> {
+    pub fn new(pids: &[Pid], all: &[Seen]) -> Result<Self> {
         let mut ends: HashMap<_, End> = HashMap::new();
         let fifos = || {
             all.iter()
@@ -145,13 +145,13 @@ impl Ends {
             let end = &ends[&seen.inode()];
             !is_pipe(seen) || (end.readable && end.writable)
         });
-        for (inode, holder) in holders::others(pid, &asked.collect::<Vec<_>>())? {
+        for (inode, holder) in holders::others(pids, &asked.collect::<Vec<_>>())? {
             ends.entry(inode).or_default().holder = Some(holder);
         }
         Ok(Ends { ends })
     }
 
-    /// Whether a pipe's other end is not the process's and still open somewhere: in another process.
+    /// Whether a pipe's other end is none of ours and still open somewhere: in a process outside.
     pub fn lead_outside(&self, seen: &Seen) -> bool {
         let Some(end) = self
             .ends
@@ -191,7 +191,7 @@ pub fn content(probe: &Probe<'_>, look: &Look<'_>) -> Result<Content> {
         .iter()
         .find(|seen| seen.inode() == probe.seen.inode() && seen.readable() && !seen.only_path());
     match reader {
-        Some(reader) => Content::of(look.source.duplicate(reader.fd)?.as_fd()),
+        Some(reader) => Content::of(look.duplicate(reader)?.as_fd()),
         None => Content::none(probe.file.as_fd()),
     }
 }

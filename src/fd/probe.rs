@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use nix::fcntl::{FcntlArg, OFlag, fcntl, openat, readlinkat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::unistd::Pid;
 
 use super::fdinfo::FdInfo;
 use crate::sys::{self, fds};
@@ -14,6 +15,8 @@ use crate::sys::{self, fds};
 /// Facts of one descriptor. The duplicate that they were read from is closed again.
 #[derive(Debug, Clone)]
 pub struct Seen {
+    /// Index of the process that has it, among those that are looked at.
+    pub owner: usize,
     pub fd: i32,
     /// What /proc/PID/fd/N points at.
     pub link: Vec<u8>,
@@ -29,13 +32,19 @@ pub struct Seen {
     pub io_signal: i32,
 }
 
-/// The process's descriptors: /proc/PID as a directory, and a pidfd.
+/// A process's descriptors: /proc/PID as a directory, and a pidfd.
 pub struct Source<'a> {
+    pub pid: Pid,
     pub proc: BorrowedFd<'a>,
-    pub pidfd: OwnedFd,
+    pidfd: OwnedFd,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    pub fn new(pid: Pid, proc: BorrowedFd<'a>) -> Result<Self> {
+        let pidfd = fds::pidfd_open(pid).with_context(|| format!("pidfd_open of pid {pid}"))?;
+        Ok(Source { pid, proc, pidfd })
+    }
+
     /// The numbers of all descriptors, ascending.
     pub fn numbers(&self) -> Result<Vec<i32>> {
         let mut directory = nix::dir::Dir::openat(
@@ -60,7 +69,7 @@ impl Source<'_> {
         fds::pidfd_getfd(self.pidfd.as_fd(), fd).context("pidfd_getfd")
     }
 
-    pub fn look_at(&self, fd: i32) -> Result<Seen> {
+    pub fn look_at(&self, owner: usize, fd: i32) -> Result<Seen> {
         let file = self.duplicate(fd)?;
         let link = readlinkat(self.proc, format!("fd/{fd}").as_str()).context("readlink /proc/PID/fd/N")?;
         let status_flags = fcntl(&file, FcntlArg::F_GETFL).context("fcntl F_GETFL")?;
@@ -68,6 +77,7 @@ impl Source<'_> {
         let only_path = status_flags & libc::O_PATH != 0;
         let fifo = file_type(&stat) == libc::S_IFIFO && !only_path;
         Ok(Seen {
+            owner,
             fd,
             link: link.as_bytes().to_vec(),
             info: self.fdinfo(fd)?,

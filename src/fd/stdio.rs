@@ -46,7 +46,7 @@ impl Kind for Outside {
         let becomes = look.stdio.becomes(seen).ok_or_else(|| {
             Unfit::refused(
                 "is a pipe to another process, and stdin, stdout and stderr are taken by others",
-                "have the program close it first, or freeze it together with the other process once trees are carried",
+                "have the program close it first, or freeze it together with the other process",
             )
         })?;
         if seen.terminal {
@@ -173,12 +173,15 @@ impl Plan {
 
     /// Each of 0, 1 and 2 becomes thaw's own of that number, which may be different things there, so each is recorded as a
     /// description of its own. Where thaw's share a description, the program's will, too.
-    pub fn split(&self, seen: &Seen, numbers: Vec<i32>) -> Vec<Vec<i32>> {
+    pub fn split(&self, all: &[Seen], group: Vec<usize>) -> Vec<Vec<usize>> {
+        let seen = &all[group[0]];
         if !seen.terminal && !self.pipes.contains_key(&seen.inode()) {
-            return vec![numbers];
+            return vec![group];
         }
-        let (standard, others): (Vec<i32>, Vec<i32>) = numbers.into_iter().partition(|fd| (0..=2).contains(fd));
-        let mut parts: Vec<Vec<i32>> = standard.into_iter().map(|fd| vec![fd]).collect();
+        let of_number =
+            |number: i32| -> Vec<usize> { group.iter().copied().filter(|&index| all[index].fd == number).collect() };
+        let mut parts: Vec<Vec<usize>> = (0..=2).map(of_number).filter(|part| !part.is_empty()).collect();
+        let others: Vec<usize> = group.iter().copied().filter(|&index| all[index].fd > 2).collect();
         if seen.terminal || parts.is_empty() {
             parts.extend((!others.is_empty()).then_some(others));
         } else {

@@ -152,10 +152,13 @@ pub enum OwnerCall {
     EpollAdd { epfd: i32, fd: i32, events: u32, data: u64 },
 }
 
-/// The calls for the table `table`, in order. The snapshot was checked.
+/// The calls for the table `table`, in order. The snapshot was checked. Of a description that several tables refer to, the first makes them.
 pub fn relink(snapshot: &Snapshot, table: usize) -> Result<Vec<OwnerCall>> {
     let mut numbers = vec![Vec::new(); snapshot.descriptions.len()];
-    for entry in &snapshot.fd_tables[table].entries {
+    let earlier = snapshot.fd_tables[..table].iter().flat_map(|table| &table.entries);
+    let earlier: HashSet<u32> = earlier.map(|entry| entry.description).collect();
+    let entries = snapshot.fd_tables[table].entries.iter();
+    for entry in entries.filter(|entry| !earlier.contains(&entry.description)) {
         numbers[entry.description as usize].push(entry.fd);
     }
     let mut calls = Vec::new();

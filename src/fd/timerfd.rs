@@ -97,7 +97,7 @@ impl TimerFd {
                 break;
             }
             std::thread::sleep(INTERRUPT);
-            *self = TimerFd::parse(&look.source.fdinfo(probe.seen.fd)?)?;
+            *self = TimerFd::parse(&look.fdinfo(probe.seen)?)?;
         }
         Ok(())
     }
@@ -116,7 +116,7 @@ impl TimerFd {
         }
         // It has expired, so it is armed: 0 would disarm it at the thaw.
         self.time.left_ns = self.time.left_ns.max(1);
-        self.ticks = look.source.fdinfo(probe.seen.fd)?.number("ticks", 10)?;
+        self.ticks = look.fdinfo(probe.seen)?.number("ticks", 10)?;
         Ok(())
     }
 

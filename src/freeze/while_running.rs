@@ -9,13 +9,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::saved::Saved;
-use super::{Begun, Observer, Options, Output, collect, describe, encode, let_go};
+use super::{Begun, Observer, Options, Output, collect, describe, encode, first, let_go};
 use crate::collect::{Beforehand, Collected, Facts, Later, Pages, ProcDir, Source, read_object};
 use crate::describe::Described;
 use crate::image::pages::{Extent, PageSource, Space};
 use crate::image::state::SharedKind;
 use crate::image::write::Written;
-use crate::tracer::{Copied, MemoryCopy, ProcessMemory, StoppedProcess};
+use crate::tracer::{Copied, MemoryCopy, ProcessMemory, StoppedTree};
 
 /// A process as it was at one moment. Nothing of it is written yet.
 pub struct Cut {
@@ -53,25 +53,29 @@ const UNMAPPED_AT_ONCE: usize = 256;
 /// A program that changes the flags of its mappings in the milliseconds that matter; the last time they are read while it stands still.
 const MAX_CUTS: usize = 3;
 
-pub fn begin(pid: i32, output: &Output, options: &Options<'_>) -> Result<Start> {
+pub fn begin(pids: &[i32], output: &Output, options: &Options<'_>) -> Result<Start> {
+    let pid = first(pids)?;
     let mut hindrance = hindrance(pid);
     for last in (0..MAX_CUTS).map(|cut| cut + 1 == MAX_CUTS) {
         // Who may not look will be told by those who seize.
         let dir = ProcDir::by_pid(pid).ok().filter(|_| !last);
         let beforehand = dir.as_ref().and_then(|dir| Beforehand::look(dir).ok());
-        let mut begun = Begun::seize(pid, options.observer)?;
+        let mut begun = Begun::seize(pids, options.observer)?;
         // One that is stopped anyway loses nothing by standing still.
-        if begun.process.group_stop().is_some() {
+        if begun.tree.first().group_stop().is_some() {
             return Ok(Start::StandsStill(begun));
+        }
+        if begun.tree.processes().len() > 1 {
+            hindrance = Some("of several processes cryopod does not read the memory while they run, yet".into());
         }
         if hindrance.is_none() {
             match cut(&mut begun, beforehand.as_ref(), output, options) {
-                Ok(Attempt::Made(cut)) => match cut.release(begun.process, dir.zip(beforehand), options.observer)? {
+                Ok(Attempt::Made(cut)) => match cut.release(begun.tree, dir.zip(beforehand), options.observer)? {
                     Some(cut) => return Ok(Start::Cut(cut)),
                     None => continue,
                 },
                 Ok(Attempt::NotPossible(reason)) => hindrance = Some(reason),
-                Err(error) => return Err(let_go(begun.process, error)),
+                Err(error) => return Err(let_go(begun.tree, error)),
             }
         }
         begun.note = hindrance.map(|reason| format!("it stands still until the image is written: {reason}"));
@@ -91,21 +95,22 @@ fn hindrance(pid: i32) -> Option<String> {
 }
 
 fn cut(begun: &mut Begun, beforehand: Option<&Beforehand>, output: &Output, options: &Options<'_>) -> Result<Attempt> {
-    let Begun { process, .. } = begun;
+    let Begun { tree, .. } = begun;
     for _ in 0..MAX_ATTEMPTS {
-        let collected = collect(process, Pages::InCopy(beforehand), options.embed, options.observer)?;
+        let collected = collect(tree, Pages::InCopy(beforehand), options.embed, options.observer)?;
         let Collected { facts, objects, later } = collected;
         let (at_once, shared) = match shared_areas(&facts) {
             few if few.len() <= UNMAPPED_AT_ONCE => (few, Vec::new()),
             many => (Vec::new(), many),
         };
         let described = describe(facts, options.observer)?;
+        let process = &mut tree.processes_mut()[0];
         let copy = match process.copy_memory(&at_once).context("copy the process")? {
             Copied::Whole(copy) => copy,
             Copied::Stale => continue,
             Copied::Impossible(reason) => return Ok(Attempt::NotPossible(reason)),
         };
-        let source = Source::new(process.memory(), objects);
+        let source = Source::new(vec![process.memory()], objects);
         // What there is to store so far is what the copy does not have. Files that nobody writes to can be read at any time.
         let is_file = |space| is_copy_of_file(&described, space);
         let lost = described.extents.iter().filter(|extent| !is_file(extent.space));
@@ -143,9 +148,8 @@ fn is_copy_of_file(described: &Described, space: Space) -> bool {
 /// What a copy would share with its original: nobody may find it busy for the copy's sake (F_ADD_SEALS, umount(2), flock(2)).
 fn shared_areas(facts: &Facts) -> Vec<(u64, u64)> {
     let mut areas: Vec<(u64, u64)> = Vec::new();
-    for area in facts
-        .mappings
-        .iter()
+    let mappings = facts.members.iter().flat_map(|member| &member.mappings);
+    for area in mappings
         .map(|mapping| &mapping.area)
         .filter(|area| area.shared && !area.flags.has(b"dc"))
     {
@@ -161,13 +165,13 @@ impl Cut {
     /// Lets the process go on. None where what was known of its mappings was not true any more in the pause.
     fn release(
         mut self: Box<Self>,
-        process: StoppedProcess,
+        tree: StoppedTree,
         known: Option<(ProcDir, Beforehand)>,
         observer: &dyn Observer,
     ) -> Result<Option<Box<Self>>> {
         observer.step("release");
-        let (pid, since) = (process.pid(), process.stopped_since());
-        let released = process.resume();
+        let (pid, since) = (tree.first().pid(), tree.stopped_since());
+        let released = tree.resume();
         self.paused = since.elapsed();
         let checked = released.map_err(anyhow::Error::from).and_then(|()| match &known {
             Some((dir, beforehand)) => beforehand.held(&ProcDir::of(self.copy.proc())?, dir),

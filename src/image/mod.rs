@@ -7,6 +7,7 @@
 mod codec;
 mod coverage;
 mod error;
+pub mod family;
 pub mod file;
 pub mod header;
 mod index;

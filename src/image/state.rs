@@ -14,12 +14,38 @@ pub type Name = Vec<u8>;
 pub struct Snapshot {
     pub host: Host,
     pub clocks: Clocks,
+    /// Each before its children.
     pub processes: Vec<Process>,
+    /// Ended processes that their parents have not waited for yet.
+    pub zombies: Vec<Zombie>,
+    /// Sessions and process groups among these whose leaders have ended and been waited for, and to which nobody else belonged.
+    pub leaderless: Vec<i32>,
     pub fd_tables: Vec<FdTable>,
     pub descriptions: Vec<Description>,
     pub shared_objects: Vec<SharedObject>,
     /// Files that mappings and executables refer to.
     pub files: Vec<File>,
+}
+
+impl Snapshot {
+    pub fn has_process(&self, pid: i32) -> bool {
+        self.processes.iter().any(|process| process.pid == pid)
+    }
+
+    /// Whether a session or process group of this id was begun by one of these, and not outside.
+    pub fn has_id(&self, id: i32) -> bool {
+        self.has_process(id) || self.zombies.iter().any(|zombie| zombie.pid == id) || self.leaderless.contains(&id)
+    }
+
+    /// All ids that are to be given out.
+    pub fn ids(&self) -> impl Iterator<Item = i32> {
+        let threads = self.processes.iter().flat_map(|process| &process.threads);
+        let zombies = self.zombies.iter().map(|zombie| zombie.pid);
+        threads
+            .map(|thread| thread.tid)
+            .chain(zombies)
+            .chain(self.leaderless.iter().copied())
+    }
 }
 
 /// The machine and the kernel that the processes ran on.
@@ -51,6 +77,8 @@ pub struct Process {
     pub ppid: i32,
     pub pgid: i32,
     pub sid: i32,
+    /// What its parent gets when it ends (clone(2)).
+    pub exit_signal: i32,
     /// Index into [`Snapshot::files`]: /proc/PID/exe.
     pub exe: u32,
     pub cwd: Name,
@@ -79,6 +107,21 @@ pub struct Process {
     pub rlimits: Vec<Rlimit>,
     /// The leader first.
     pub threads: Vec<Thread>,
+}
+
+/// A process that has ended, as its parent can still ask about it (wait(2)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Zombie {
+    pub pid: i32,
+    pub ppid: i32,
+    pub pgid: i32,
+    pub sid: i32,
+    pub exit_signal: i32,
+    /// As wait(2) tells it.
+    pub status: i32,
+    /// The real user id.
+    pub uid: u32,
+    pub name: Name,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

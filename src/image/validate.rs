@@ -4,7 +4,7 @@ use super::header::Header;
 
 use super::state::{
     Backing, ControlGroup, FdTable, Memory, MemoryPolicy, Process, SharedKind, SharedObject, SigInfo, Snapshot, Thread,
-    Vma,
+    Vma, Zombie,
 };
 use std::collections::HashSet;
 
@@ -48,6 +48,7 @@ pub fn validate(snapshot: &Snapshot, header: &Header) -> Checked {
             })?;
         }
     }
+    check_family(snapshot, &mut tids)?;
     for table in &snapshot.fd_tables {
         check_table(table, snapshot.descriptions.len())?;
     }
@@ -95,6 +96,52 @@ fn check_process(process: &Process, snapshot: &Snapshot, header: &Header) -> Che
     check_filters(process)?;
     check_signals(process)?;
     check_threads(process)
+}
+
+/// Parents come before their children, so that nobody is an ancestor of itself; and no id is given out twice.
+fn check_family(snapshot: &Snapshot, ids: &mut HashSet<i32>) -> Checked {
+    for (index, process) in snapshot.processes.iter().enumerate() {
+        let later = snapshot.processes[index..]
+            .iter()
+            .any(|other| other.pid == process.ppid);
+        ensure(!later, || format!("pid {} comes before its parent", process.pid))?;
+        check_exit_signal(process.exit_signal).map_err(|reason| format!("pid {}: {reason}", process.pid))?;
+    }
+    for zombie in &snapshot.zombies {
+        check_zombie(zombie, snapshot).map_err(|reason| format!("ended process {}: {reason}", zombie.pid))?;
+        ensure(ids.insert(zombie.pid), || {
+            format!("the id {} is there twice", zombie.pid)
+        })?;
+    }
+    for &id in &snapshot.leaderless {
+        ensure((1..=PID_MAX).contains(&id) && ids.insert(id), || {
+            format!("the id {id} of a session or process group is there twice, or none")
+        })?;
+    }
+    Ok(())
+}
+
+fn check_zombie(zombie: &Zombie, snapshot: &Snapshot) -> Checked {
+    for id in [zombie.pid, zombie.pgid.max(1), zombie.sid.max(1)] {
+        ensure((1..=PID_MAX).contains(&id), || format!("it has the id {id}"))?;
+    }
+    ensure(snapshot.has_process(zombie.ppid), || "it has no parent".into())?;
+    ensure(zombie.name.len() < 16 && !zombie.name.contains(&0), || {
+        "its name is longer than names can be".into()
+    })?;
+    // The low seven bits are the signal, 127 of one that is only stopped (wait(2)).
+    ensure(
+        (0..1 << 16).contains(&zombie.status) && zombie.status & 0x7f <= SIGNAL_MAX,
+        || format!("its status is {:#x}", zombie.status),
+    )?;
+    check_exit_signal(zombie.exit_signal)
+}
+
+/// 0: its parent is told nothing.
+fn check_exit_signal(signal: i32) -> Checked {
+    ensure((0..=SIGNAL_MAX).contains(&signal), || {
+        format!("its end sends signal {signal}")
+    })
 }
 
 fn check_threads(process: &Process) -> Checked {

@@ -197,7 +197,8 @@ fn pidfd_getfd() -> Seen {
 fn kcmp() -> Seen {
     let tried = || {
         let file = File::open("/dev/null")?;
-        fds::kcmp_file(nix::unistd::getpid(), file.as_raw_fd(), file.as_raw_fd())
+        let own = (nix::unistd::getpid(), file.as_raw_fd());
+        fds::kcmp_file(own, own)
     };
     words(tried())
 }

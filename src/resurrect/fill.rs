@@ -16,15 +16,60 @@ use crate::arch;
 use crate::image::pages::{PageRun, Space};
 use crate::image::state::{Backing, Memory, Vma};
 
-/// Writes the content of one process and of the shared objects.
+/// Writes the content of processes and of the shared objects.
 pub struct Fill<'a> {
+    pub(super) processes: Vec<ProcessFill>,
+    pub(super) shared: Vec<BorrowedFd<'a>>,
+}
+
+impl Fill<'_> {
+    /// When all content was written: makes the huge pages that hold nothing but zeros.
+    pub fn finish(self) -> Result<()> {
+        self.processes
+            .iter()
+            .try_for_each(|process| put_huge_pages(&process.memory, &process.pure, process.jobs))
+    }
+
+    pub fn write(&self, run: &PageRun<'_>) -> Result<()> {
+        match run.space {
+            Space::Process(index) => {
+                let process = self.processes.get(index as usize);
+                process.context("content for a process that is not there")?.write(run)
+            }
+            Space::Shared(object) => self.write_shared(object, run),
+        }
+    }
+
+    fn write_shared(&self, object: u32, run: &PageRun<'_>) -> Result<()> {
+        let fd = self
+            .shared
+            .get(object as usize)
+            .context("content for a shared object that is not there")?;
+        let put = |bytes: &[u8], done: u64| {
+            let mut rest = bytes;
+            while !rest.is_empty() {
+                let offset = run.offset + done + (bytes.len() - rest.len()) as u64;
+                let written = pwrite(fd, rest, i64::try_from(offset).map_err(std::io::Error::other)?)?;
+                rest = &rest[written..];
+            }
+            Ok(())
+        };
+        match run.bytes {
+            Some(bytes) => put(bytes, 0),
+            None => write_zeros(run.len, put),
+        }
+        .with_context(|| format!("write shared object {object} at {:#x}", run.offset))
+    }
+}
+
+/// Writes the content of one process.
+pub(super) struct ProcessFill {
     /// /proc/PID/mem: writes reach read-only private mappings as well (FOLL_FORCE, mem_rw()).
     memory: File,
     pid: Pid,
     uffd: Option<Uffd>,
     /// Ascending.
     targets: Vec<Target>,
-    shared: Vec<BorrowedFd<'a>>,
     /// Addresses of huge pages in mappings without small ones.
     pure: Vec<u64>,
     jobs: usize,
@@ -38,18 +83,11 @@ struct Target {
     huge: Vec<(u64, u64)>,
 }
 
-impl<'a> Fill<'a> {
+impl ProcessFill {
     /// Registers all anonymous mappings that have content. Without a userfaultfd everything goes through /proc/PID/mem. Huge pages
     /// are put in place before, from `jobs` threads, where there are small ones among them: where a userfaultfd waits for missing
     /// pages the kernel makes none. A mapping of huge pages alone gets them as it is written.
-    pub fn new(
-        pid: Pid,
-        memory: File,
-        uffd: Option<Uffd>,
-        map: &Memory,
-        shared: Vec<BorrowedFd<'a>>,
-        jobs: usize,
-    ) -> Result<Self> {
+    pub fn new(pid: Pid, memory: File, uffd: Option<Uffd>, map: &Memory, jobs: usize) -> Result<Self> {
         let mut targets = Vec::with_capacity(map.vmas.len());
         let (pure, mixed) = huge_pages(map);
         put_huge_pages(&memory, &mixed, jobs)?;
@@ -68,31 +106,18 @@ impl<'a> Fill<'a> {
                 huge: vma.huge.clone(),
             });
         }
-        Ok(Fill {
+        Ok(ProcessFill {
             pid,
             memory,
             uffd,
             targets,
-            shared,
             pure,
             jobs,
         })
     }
 
-    /// When all content was written: makes the huge pages that hold nothing but zeros.
-    pub fn finish(self) -> Result<()> {
-        put_huge_pages(&self.memory, &self.pure, self.jobs)
-    }
-
-    pub fn write(&self, run: &PageRun<'_>) -> Result<()> {
-        match run.space {
-            Space::Process(_) => self.write_memory(run),
-            Space::Shared(object) => self.write_shared(object, run),
-        }
-    }
-
     /// A run may cover several mappings that touch each other.
-    fn write_memory(&self, run: &PageRun<'_>) -> Result<()> {
+    fn write(&self, run: &PageRun<'_>) -> Result<()> {
         let end = run.offset + run.len;
         let mut at = run.offset;
         while at < end {
@@ -144,27 +169,6 @@ impl<'a> Fill<'a> {
             }
         }
         Ok(())
-    }
-
-    fn write_shared(&self, object: u32, run: &PageRun<'_>) -> Result<()> {
-        let fd = self
-            .shared
-            .get(object as usize)
-            .context("content for a shared object that is not there")?;
-        let put = |bytes: &[u8], done: u64| {
-            let mut rest = bytes;
-            while !rest.is_empty() {
-                let offset = run.offset + done + (bytes.len() - rest.len()) as u64;
-                let written = pwrite(fd, rest, i64::try_from(offset).map_err(std::io::Error::other)?)?;
-                rest = &rest[written..];
-            }
-            Ok(())
-        };
-        match run.bytes {
-            Some(bytes) => put(bytes, 0),
-            None => write_zeros(run.len, put),
-        }
-        .with_context(|| format!("write shared object {object} at {:#x}", run.offset))
     }
 }
 

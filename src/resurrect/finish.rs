@@ -3,7 +3,6 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::plan::Session;
 use super::process::{Parts, Rebuilt, sigmask_bit};
 use super::script::{Arg, Script};
 use super::{descriptors, maps, seccomp, settings, threads, timers};
@@ -15,7 +14,7 @@ impl Rebuilt<'_> {
     /// After the content: threads, then everything that needs the rights of a thaw, then what each thread sets for itself,
     /// credentials among it, then what must come after those.
     pub fn finish(&mut self) -> Result<()> {
-        let (process, pid) = (self.parts.process, self.parts.plan.pid);
+        let (process, pid) = (self.parts.process, self.parts.pid());
         let (leader, others) = process.threads.split_first().context("a process without threads")?;
         if !process.settings.filters.is_empty() {
             self.tasks[0]
@@ -62,12 +61,12 @@ impl Rebuilt<'_> {
 
     /// What only files of /proc/PID set; done while its credentials are still ours.
     fn write_proc_files(&self) -> Result<()> {
-        let (process, pid) = (self.parts.process, self.parts.plan.pid);
+        let (process, pid) = (self.parts.process, self.parts.pid());
         write_if_other(
             &format!("/proc/{pid}/oom_score_adj"),
             &process.oom_score_adj.to_string(),
         )?;
-        if self.parts.plan.session == Session::New && process.settings.autogroup_nice != 0 {
+        if self.parts.new_session && process.settings.autogroup_nice != 0 {
             // A new session has a new group of nice value 0; one that is thaw's is not for the program to set.
             let path = format!("/proc/{pid}/autogroup");
             let nice = process.settings.autogroup_nice.to_string();
@@ -93,11 +92,6 @@ fn write_if_other(path: &str, wanted: &str) -> Result<()> {
 
 fn set_process(script: &mut Script<'_>, parts: &Parts<'_>) -> Result<()> {
     let process = parts.process;
-    match parts.plan.session {
-        Session::New => script.call("setsid", libc::SYS_setsid, [])?,
-        Session::OwnGroup => script.call("setpgid", libc::SYS_setpgid, [0u64.into(), 0u64.into()])?,
-        Session::Join => {}
-    }
     set_directories(script, parts)?;
     if process.memory.vmas.iter().any(|vma| vma.flags.has(b"lo")) {
         // The program's own limits, which may be below what it has locked, come later.

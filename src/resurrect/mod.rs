@@ -1,5 +1,6 @@
-//! Rebuilds a process around a tiny stub that runs scripts of system calls: `plan` and `layout` decide, the rest drives.
+//! Rebuilds processes around a tiny stub that runs scripts of system calls: `plan` and `layout` decide, the rest drives.
 
+mod brood;
 mod credentials;
 mod descriptors;
 mod fill;
@@ -19,14 +20,17 @@ mod stage;
 mod threads;
 pub mod timens;
 mod timers;
+mod tree;
 mod uffd;
 mod wire;
+mod zombies;
 
 pub use descriptors::Move;
 pub use fill::Fill;
 pub use maps::{MappedFds, needs_write};
-pub use process::{Parts, Rebuilt, own_vdso, rebuild, vdso_syscall};
+pub use process::{Parts, own_vdso, vdso_syscall};
 pub use resume::GoesOn;
 pub use shared_memory::SharedMemory;
 pub use spawn::embed_stub_size;
 pub use threads::Inherited;
+pub use tree::Tree;

@@ -8,6 +8,7 @@ use nix::unistd::Pid;
 
 use super::timens::{self, ClockPolicy, HostClocks, TimeOffsets};
 use crate::arch;
+use crate::image::family::{self, Step, Stranger};
 use crate::image::state::{Backing, Credentials, Process, Rlimit, Snapshot};
 use crate::refusal::Refusal;
 
@@ -46,6 +47,8 @@ pub struct Taken {
     pub holder: String,
     /// What to do about it.
     pub remedy: String,
+    /// It has ended, and init is going to wait for it.
+    pub is_passing: bool,
 }
 
 impl Taken {
@@ -66,93 +69,112 @@ pub struct Wishes {
     pub clock: ClockPolicy,
 }
 
-/// How the program's session and process group come about.
+/// How the session and process group of the first process come about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Session {
-    /// It led its session, or it is detached: setsid(2).
+    /// Its session was begun by one of the image, or it is detached.
     New,
-    /// It led its process group in a session led from outside: thaw's session, its own group.
-    OwnGroup,
+    /// In thaw's session, a process group of the image's own: that of this id.
+    OwnGroup(Pid),
     /// Both were led from outside: thaw's session and group.
     Join,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
+    /// Of the first process.
     pub pid: Pid,
     pub session: Session,
+    /// How the processes are made.
+    pub steps: Vec<Step>,
+    /// In the order of the processes.
+    pub births: Vec<Born>,
     pub time_offsets: Option<TimeOffsets>,
-    /// personality(2) of the stub's exec.
-    pub personality: u64,
-    /// Soft RLIMIT_STACK of the stub's exec, which sets the base below which mmap(2) will place new mappings.
-    pub stack_limit: u64,
     /// RLIMIT_MEMLOCK, soft and hard, for as long as memory is locked again: as high as ours may be.
     pub lock_limit: u64,
 }
 
+/// With what the stub of a process is executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Born {
+    /// personality(2).
+    pub personality: u64,
+    /// Soft RLIMIT_STACK, which sets the base below which mmap(2) will place new mappings.
+    pub stack_limit: u64,
+}
+
 /// All refusals at once, or the plan.
 pub fn plan(snapshot: &Snapshot, machine: &Machine, wishes: Wishes) -> Result<Plan, Vec<Refusal>> {
-    let [process] = snapshot.processes.as_slice() else {
-        let pid = snapshot.processes.first().map_or(0, |process| process.pid);
-        let reason = format!("has {} processes, and this version thaws one", snapshot.processes.len());
-        return Err(vec![Refusal::new(pid, "the image", reason, "use a newer cryopod")]);
-    };
     let time_offsets = timens::offsets(
         &snapshot.clocks,
         snapshot.host.boot_id == machine.boot_id,
         machine.clocks,
         wishes.clock,
     );
-    let mut refusals = against_ids(process, machine);
-    refusals.extend(against_kernel(snapshot, process, machine));
-    refusals.extend(against_cpu(process, machine));
-    refusals.extend(against_mappings(process, machine));
-    refusals.extend(against_limits(process, machine));
-    refusals.extend(rights::against(process, machine));
-    refusals.extend(time_offsets.and_then(|_| against_clocks(process, machine)));
-    refusals.extend(against_parent(process, wishes));
-    refusals.extend(settings::against(process, machine));
+    let first = &snapshot.processes[0]; // validated: there is one
+    let mut refusals = against_ids(snapshot, machine);
+    refusals.extend(against_cpu(first, machine));
+    refusals.extend(time_offsets.and_then(|_| against_clocks(first, machine)));
+    for process in &snapshot.processes {
+        refusals.extend(against_kernel(snapshot, process, machine));
+        refusals.extend(against_mappings(process, machine));
+        refusals.extend(against_limits(process, machine));
+        refusals.extend(rights::against(process, machine));
+        refusals.extend(settings::against(process, machine));
+    }
+    refusals.extend(against_parent(snapshot, wishes));
+    let steps = family::order(&family::members(snapshot), &snapshot.leaderless, wishes.detach);
+    let steps = steps.unwrap_or_else(|strangers| {
+        let reason = |sid| format!("is in session {sid}, which it has no way into");
+        let stranger = |stranger: Stranger| Refusal::new(stranger.pid, "the process", reason(stranger.sid), "");
+        refusals.extend(strangers.into_iter().map(stranger));
+        Vec::new()
+    });
     if !refusals.is_empty() {
         return Err(refusals);
     }
     Ok(Plan {
-        pid: Pid::from_raw(process.pid),
-        session: session(process, wishes),
+        pid: Pid::from_raw(first.pid),
+        session: session(snapshot, wishes),
+        steps,
+        births: snapshot.processes.iter().map(born).collect(),
         time_offsets,
-        personality: libc::ADDR_NO_RANDOMIZE as u64 | u64::from(process.personality & ADDR_COMPAT_LAYOUT),
-        stack_limit: stack_limit(process),
         lock_limit: rights::lock_limit(machine),
     })
 }
 
+fn born(process: &Process) -> Born {
+    Born {
+        personality: libc::ADDR_NO_RANDOMIZE as u64 | u64::from(process.personality & ADDR_COMPAT_LAYOUT),
+        stack_limit: stack_limit(process),
+    }
+}
+
 const ADDR_COMPAT_LAYOUT: u32 = 0x020_0000;
 
-fn session(process: &Process, wishes: Wishes) -> Session {
-    if process.sid == process.pid || wishes.detach {
+fn session(snapshot: &Snapshot, wishes: Wishes) -> Session {
+    let first = &snapshot.processes[0];
+    if wishes.detach || snapshot.has_id(first.sid) {
         Session::New
-    } else if process.pgid == process.pid {
-        Session::OwnGroup
+    } else if snapshot.has_id(first.pgid) {
+        Session::OwnGroup(Pid::from_raw(first.pgid))
     } else {
         Session::Join
     }
 }
 
-fn against_ids(process: &Process, machine: &Machine) -> Vec<Refusal> {
-    let pid = process.pid;
+fn against_ids(snapshot: &Snapshot, machine: &Machine) -> Vec<Refusal> {
+    let pid = snapshot.processes[0].pid;
     let mut refusals = Vec::new();
     if !machine.can_choose_pids {
         let reason = "is the id that the program must have again, and choosing ids needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN";
         refusals.push(Refusal::new(pid, format!("pid {pid}"), reason, "run thaw as root"));
     }
     refusals.extend(machine.taken.iter().map(|taken| taken.refusal(pid)));
-    if let Some(thread) = process.threads.iter().find(|thread| thread.tid > machine.pid_max) {
+    if let Some(id) = snapshot.ids().find(|id| *id > machine.pid_max) {
         let reason = format!("is above kernel.pid_max, {}, of this machine", machine.pid_max);
-        refusals.push(Refusal::new(
-            pid,
-            format!("id {}", thread.tid),
-            reason,
-            "raise it with sysctl kernel.pid_max",
-        ));
+        let remedy = "raise it with sysctl kernel.pid_max";
+        refusals.push(Refusal::new(pid, format!("id {id}"), reason, remedy));
     }
     refusals
 }
@@ -249,17 +271,20 @@ fn against_clocks(process: &Process, machine: &Machine) -> Option<Refusal> {
     (!machine.can_set_clocks).then(|| Refusal::new(process.pid, "its monotonic clock", reason, remedy))
 }
 
-/// A detached thaw ends at once, and its end would be the parent's.
-fn against_parent(process: &Process, wishes: Wishes) -> Option<Refusal> {
-    let thread = process.threads.iter().find(|thread| thread.pdeath_signal != 0)?;
-    let object = format!(
-        "the parent-death signal {} of thread {}",
-        thread.pdeath_signal, thread.tid
-    );
-    let reason = "would be sent as soon as a detached thaw returns";
-    wishes
-        .detach
-        .then(|| Refusal::new(process.pid, object, reason, "thaw it in the foreground"))
+/// A detached thaw ends at once, and its end would be that of a parent.
+fn against_parent(snapshot: &Snapshot, wishes: Wishes) -> Vec<Refusal> {
+    let tops = snapshot
+        .processes
+        .iter()
+        .filter(|process| !snapshot.has_process(process.ppid));
+    let refusal = |process: &Process| {
+        let thread = process.threads.iter().find(|thread| thread.pdeath_signal != 0)?;
+        let (signal, tid) = (thread.pdeath_signal, thread.tid);
+        let object = format!("the parent-death signal {signal} of thread {tid}");
+        let reason = "would be sent as soon as a detached thaw returns";
+        Some(Refusal::new(process.pid, object, reason, "thaw it in the foreground"))
+    };
+    tops.filter(|_| wishes.detach).filter_map(refusal).collect()
 }
 
 /// Names of RLIMIT_*, in the order of their numbers (include/uapi/asm-generic/resource.h).

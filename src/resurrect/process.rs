@@ -1,20 +1,19 @@
-//! Rebuilds one process: spawn, memory map, content (by [`Fill`]), state, threads; `resume` lets it go on.
+//! Rebuilds one process out of a stub: memory map, content (by [`ProcessFill`]), state, threads.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use super::descriptors::Move;
-use super::fill::Fill;
-use super::layout;
+use super::fill::ProcessFill;
 use super::maps::{self, MappedFds};
 use super::plan::Plan;
 use super::script::Script;
-use super::spawn::{Birth, kill_and_reap, plant, spawn};
-use super::stage::{STAGE_LEN, Stage};
+use super::stage::Stage;
 use super::threads::Inherited;
 use super::uffd::{UFFD_USER_MODE_ONLY, Uffd};
 use crate::arch;
@@ -27,116 +26,64 @@ use crate::tracer::Stopped;
 pub struct Parts<'a> {
     pub plan: &'a Plan,
     pub process: &'a Process,
-    pub mapped: MappedFds<'a>,
+    pub mapped: &'a MappedFds<'a>,
     pub exe: BorrowedFd<'a>,
     pub cwd: BorrowedFd<'a>,
     /// Its root directory, where that is not ours.
     pub root: Option<BorrowedFd<'a>>,
     pub moves: Vec<Move>,
     pub owner_calls: Vec<OwnerCall>,
-    /// All descriptors above, which the stub inherits.
-    pub inherited_fds: Vec<BorrowedFd<'a>>,
     pub inherited: Inherited,
     /// A `syscall` instruction in the image's `[vdso]`.
     pub vdso_syscall: u64,
+    /// It is in a session that was begun for the image.
+    pub new_session: bool,
 }
 
-/// A process that is being rebuilt. Dropped before `resume` lets it go, it is killed whole.
+impl Parts<'_> {
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.process.pid)
+    }
+}
+
+/// A process that is being rebuilt, one of a [`Tree`](super::Tree), which kills it should it not come to be let go.
 pub struct Rebuilt<'a> {
     pub(super) parts: Parts<'a>,
     /// The leader first, then the other threads in the order of the image.
     pub(super) tasks: Vec<Stopped>,
-    pub(super) stage: Stage,
+    /// The same in all processes of the tree: one task runs at a time.
+    pub(super) stage: Rc<Stage>,
     /// /proc/PID/mem, opened before credentials change.
     pub(super) memory: File,
-    pub(super) alive: bool,
-}
-
-impl Drop for Rebuilt<'_> {
-    fn drop(&mut self) {
-        if self.alive {
-            kill_and_reap(self.parts.plan.pid);
-        }
-    }
-}
-
-/// Spawns the stub, plants the stage and makes the memory map, without content yet.
-pub fn rebuild<'a>(parts: Parts<'a>) -> Result<Rebuilt<'a>> {
-    let stage = Stage::new()?;
-    let mut inherited = parts.inherited_fds.clone();
-    inherited.push(stage.memfd().as_fd());
-    let birth = Birth {
-        pid: parts.plan.pid,
-        time_offsets: parts.plan.time_offsets,
-        personality: parts.plan.personality,
-        stack_limit: Some(parts.plan.stack_limit),
-        inherited: &inherited,
-    };
-    let leader = spawn(&birth).context("start the resurrector")?;
-    let pid = parts.plan.pid;
-    let memory = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(format!("/proc/{pid}/mem"));
-    let memory = match memory {
-        Ok(memory) => memory,
-        Err(error) => {
-            kill_and_reap(pid);
-            return Err(error).with_context(|| format!("open /proc/{pid}/mem"));
-        }
-    };
-    let mut rebuilt = Rebuilt {
-        parts,
-        tasks: vec![leader],
-        stage,
-        memory,
-        alive: true,
-    };
-    rebuilt.plant_stage()?;
-    let mut script = Script::new(&rebuilt.stage, &mut rebuilt.tasks[0]);
-    let parts = &rebuilt.parts;
-    maps::make(&mut script, &rebuilt.stage, parts.process, &parts.mapped).context("rebuild the memory map")?;
-    script.run().context("rebuild the memory map")?;
-    maps::verify_vdso(&parts.process.memory, &kernel_mappings(pid)?)?;
-    Ok(rebuilt)
 }
 
 impl Rebuilt<'_> {
-    /// From here on all signals wait, but SIGTRAP: its traps are how scripts end (force_sig_info_to_task()).
-    fn plant_stage(&mut self) -> Result<()> {
-        self.tasks[0].set_sigmask(!sigmask_bit(libc::SIGTRAP))?;
-        let exec_entry = self.tasks[0].regs()?.pc() - arch::STUB_SYSCALL;
-        let mut taken: Vec<_> = memory_map(self.parts.plan.pid)?
-            .into_iter()
-            .map(|(_, range)| range)
-            .collect();
-        let memory = &self.parts.process.memory;
-        taken.extend(memory.vmas.iter().map(|vma| {
-            let gap = if vma.flags.has(b"gd") {
-                layout::STACK_GUARD_GAP
-            } else {
-                0
-            };
-            vma.start.saturating_sub(gap)..vma.end
-        }));
-        taken.push(memory.layout.start_brk..memory.layout.brk);
-        let hole = layout::find_hole(&taken, STAGE_LEN, arch::TASK_SIZE).context("no room for the resurrector")?;
-        self.stage.place(hole);
-        plant(&mut self.tasks[0], exec_entry, &self.stage)
+    /// Takes over a stub, in which the stage is.
+    pub(super) fn new<'a>(parts: Parts<'a>, leader: Stopped, stage: Rc<Stage>) -> Result<Rebuilt<'a>> {
+        let path = format!("/proc/{}/mem", parts.pid());
+        let memory = OpenOptions::new().read(true).write(true).open(&path);
+        Ok(Rebuilt {
+            memory: memory.with_context(|| format!("open {path}"))?,
+            parts,
+            tasks: vec![leader],
+            stage,
+        })
+    }
+
+    /// Makes the memory map, without content yet.
+    pub(super) fn map(&mut self) -> Result<()> {
+        let mut script = Script::new(&self.stage, &mut self.tasks[0]);
+        let parts = &self.parts;
+        maps::make(&mut script, &self.stage, parts.process, parts.mapped)?;
+        script.run()?;
+        maps::verify_vdso(&parts.process.memory, &kernel_mappings(parts.pid())?)
     }
 
     /// The door for memory's content. It works from any thread, while the process stays stopped.
-    pub fn fill<'f>(&mut self, shared: Vec<BorrowedFd<'f>>, jobs: usize) -> Result<Fill<'f>> {
+    pub(super) fn fill(&mut self, jobs: usize) -> Result<ProcessFill> {
         let uffd = self.userfaultfd()?;
         let memory = self.memory.try_clone().context("duplicate a descriptor")?;
-        Fill::new(
-            self.parts.plan.pid,
-            memory,
-            uffd,
-            &self.parts.process.memory,
-            shared,
-            jobs,
-        )
+        ProcessFill::new(self.parts.pid(), memory, uffd, &self.parts.process.memory, jobs)
     }
 
     /// userfaultfd(2) must be called by the task whose memory it serves; the descriptor is then fetched. None where the kernel
@@ -149,7 +96,7 @@ impl Rebuilt<'_> {
             Err(Errno::EPERM | Errno::ENOSYS | Errno::EINVAL) => return Ok(None),
             Err(errno) => return Err(errno).context("userfaultfd"),
         };
-        let uffd = Uffd::new(fetch(self.parts.plan.pid, fd as i32)?)?;
+        let uffd = Uffd::new(fetch(self.parts.pid(), fd as i32)?)?;
         let mut script = Script::new(&self.stage, &mut self.tasks[0]);
         script.call("close", libc::SYS_close, [fd.into()])?;
         script.run()?;
@@ -170,7 +117,7 @@ fn fetch(pid: Pid, fd: i32) -> Result<OwnedFd> {
 type Mapping = (String, std::ops::Range<u64>);
 
 /// Name and range of each line of /proc/PID/maps.
-fn memory_map(pid: Pid) -> Result<Vec<Mapping>> {
+pub(super) fn memory_map(pid: Pid) -> Result<Vec<Mapping>> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/maps")).context("read the stub's memory map")?;
     text.lines()
         .map(|line| parse_map_line(line).with_context(|| format!("a line of maps: {line:?}")))

@@ -3,9 +3,9 @@
 #![deny(unsafe_code)]
 
 use std::os::unix::fs::FileExt;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
 
 use super::finish::action_bytes;
 use super::process::Rebuilt;
@@ -24,12 +24,11 @@ pub enum GoesOn {
 }
 
 impl Rebuilt<'_> {
-    /// Lets the process go. Returns how long the window from the first to the last detach was; until the first, an error (or our
-    /// death) leaves nothing behind.
+    /// All but the last step, which is [`detach_all`](Self::detach_all): until then an error (or our death) leaves nothing behind.
     ///
     /// With `has_another_screen` it finds SIGWINCH waiting: programs that fill the screen draw it anew, and others ignore that. Not sent
     /// later, when it could come between a call that is entered again and the program's look for signals, which many do not expect.
-    pub fn resume(mut self, how: GoesOn, has_another_screen: bool) -> Result<Duration> {
+    pub(super) fn prepare(&mut self, how: GoesOn, has_another_screen: bool) -> Result<()> {
         let process = self.parts.process;
         let mut all_regs = Vec::with_capacity(process.threads.len());
         for (thread, task) in process.threads.iter().zip(&mut self.tasks) {
@@ -50,12 +49,12 @@ impl Rebuilt<'_> {
             .iter()
             .try_for_each(|thread| self.restore_critical_section(thread))?;
         if has_another_screen {
-            nix::sys::signal::kill(self.parts.plan.pid, nix::sys::signal::SIGWINCH).context("send SIGWINCH")?;
+            kill(self.parts.pid(), Signal::SIGWINCH).context("send SIGWINCH")?;
         }
         if how == GoesOn::Stopped || process.stopped_by.is_some() {
-            nix::sys::signal::kill(self.parts.plan.pid, nix::sys::signal::SIGSTOP).context("send SIGSTOP")?;
+            kill(self.parts.pid(), Signal::SIGSTOP).context("send SIGSTOP")?;
         }
-        self.detach_all()
+        Ok(())
     }
 
     /// The two calls after which no trap is left: SIGTRAP gets its action back, which traps would overwrite, and the stage is
@@ -94,7 +93,7 @@ impl Rebuilt<'_> {
     /// Pending SIGTRAPs, which would have looked like the end of a script. After the action, which may be to ignore them: setting that
     /// discards what is pending (do_sigaction(), kernel/signal.c).
     fn queue_traps(&mut self) -> Result<()> {
-        let (process, pid) = (self.parts.process, self.parts.plan.pid.as_raw() as u64);
+        let (process, pid) = (self.parts.process, self.parts.pid().as_raw() as u64);
         let is_trap = |info: &&SigInfo| signal_of(info) == libc::SIGTRAP;
         for (index, thread) in process.threads.iter().enumerate() {
             for info in thread.pending.iter().filter(is_trap) {
@@ -136,11 +135,9 @@ impl Rebuilt<'_> {
 
     /// From the first detach on the program runs: there is no way back, and errors of single threads are reported after all
     /// have been tried.
-    fn detach_all(mut self) -> Result<Duration> {
-        let begin = Instant::now();
-        self.alive = false;
+    pub(super) fn detach_all(self) -> Result<()> {
         let mut failed = None;
-        for (index, task) in self.tasks.drain(..).enumerate() {
+        for (index, task) in self.tasks.into_iter().enumerate() {
             // The first runs, and may end the program, while others are still to be let go.
             let detached = match index {
                 0 => task.detach(0),
@@ -152,8 +149,7 @@ impl Rebuilt<'_> {
                 Err(error) => drop(failed.get_or_insert(error)),
             }
         }
-        let window = begin.elapsed();
-        failed.map_or(Ok(window), |error| Err(error).context("let the program go"))
+        failed.map_or(Ok(()), |error| Err(error).context("let the program go"))
     }
 }
 

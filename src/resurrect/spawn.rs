@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::unistd::Pid;
 
+use super::plan::Born;
 use super::script::run_to_trap;
 use super::stage::{STUB, Stage, executable_memfd};
 use super::timens::TimeOffsets;
@@ -26,6 +27,8 @@ pub fn embed_stub_size() -> usize {
 /// What the stub has to be born with.
 pub struct Birth<'a> {
     pub pid: Pid,
+    /// A memfd of the stub, see [`stub_file`].
+    pub stub: BorrowedFd<'a>,
     pub time_offsets: Option<TimeOffsets>,
     /// personality(2) for the exec; ADDR_NO_RANDOMIZE and a stack limit set the base for later mmaps.
     pub personality: u64,
@@ -51,15 +54,19 @@ struct Gate {
 
 const STACK_LEN: usize = 64 << 10;
 
-/// Starts the stub and waits for its first trap.
-pub fn spawn(birth: &Birth<'_>) -> Result<Stopped> {
-    // Not the stage: PR_SET_MM_EXE_FILE is EBUSY while the executed file is mapped (replace_mm_exe_file(), kernel/fork.c).
+/// The stub as a file. Not the stage: PR_SET_MM_EXE_FILE is EBUSY while the executed file is mapped (replace_mm_exe_file(), kernel/fork.c).
+pub fn stub_file() -> Result<std::fs::File> {
     let stub = std::fs::File::from(executable_memfd(c"cryopod-stub")?);
     std::os::unix::fs::FileExt::write_all_at(&stub, STUB, 0).context("fill the stub's memfd")?;
+    Ok(stub)
+}
+
+/// Starts the stub and waits for its first trap.
+pub fn spawn(birth: &Birth<'_>) -> Result<Stopped> {
     for fd in birth.inherited {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).context("let a descriptor be inherited")?;
     }
-    let gate = SharedGate::new(birth, stub.as_raw_fd())?;
+    let gate = SharedGate::new(birth, birth.stub.as_raw_fd())?;
     let mut stack = vec![0u8; STACK_LEN];
     let pid = match birth.time_offsets {
         None => clone_child(&gate, &mut stack)?,
@@ -103,14 +110,18 @@ impl Drop for Unexecuted {
 
 /// Kills a child of ours and waits until it is gone; there is nobody to tell if it already is.
 pub fn kill_and_reap(pid: Pid) {
-    // SAFETY: kill takes numbers only.
-    unsafe { libc::kill(pid.as_raw(), libc::SIGKILL) };
+    kill_only(pid);
     // Threads that we trace stay as zombies until we have seen them, and their leader's end is reported after theirs
     // (delay_group_leader(), include/linux/sched/signal.h).
     for thread in threads_of(pid).into_iter().filter(|thread| *thread != pid) {
         reap(thread);
     }
     reap(pid);
+}
+
+pub fn kill_only(pid: Pid) {
+    // SAFETY: kill takes numbers only.
+    unsafe { libc::kill(pid.as_raw(), libc::SIGKILL) };
 }
 
 fn threads_of(pid: Pid) -> Vec<Pid> {
@@ -319,6 +330,40 @@ unsafe fn in_new_time_namespace(shared: &Gate, gate: u64) -> std::result::Result
         };
         check(clone3(&args, child, gate)).map(drop)
     }
+}
+
+/// Executes the stub anew in a task that has the stage, as [`spawn`] does it for the first: with a base of its own for later mmaps.
+pub fn execute_again(task: &mut Stopped, stage: &Stage, stub: BorrowedFd<'_>, born: Born) -> Result<()> {
+    set_soft_stack_limit(task.tid(), born.stack_limit)?;
+    call_in_stub(
+        task,
+        stage.entry(),
+        "personality",
+        libc::SYS_personality,
+        [born.personality, 0, 0, 0, 0, 0],
+    )?;
+    // An empty path, and lists of arguments and environment that are empty as well.
+    stage.write_data(0, &[0; 16])?;
+    let empty = stage.data_addr(0);
+    let mut regs = task.regs()?;
+    regs.set_pc(stage.entry() + arch::STUB_SYSCALL);
+    let args = [
+        stub.as_raw_fd() as u64,
+        empty,
+        empty,
+        empty,
+        libc::AT_EMPTY_PATH as u64,
+        0,
+    ];
+    regs.set_call(libc::SYS_execveat as u64, args);
+    task.set_regs(&regs)?;
+    run_to_trap(task)?;
+    // A call that failed comes back to the stage.
+    let regs = task.regs()?;
+    if (stage.addr()..stage.end()).contains(&regs.pc()) {
+        return Err(std::io::Error::from_raw_os_error(-regs.result() as i32)).context("execveat of the stub");
+    }
+    Ok(())
 }
 
 fn set_soft_stack_limit(pid: Pid, bytes: u64) -> Result<()> {

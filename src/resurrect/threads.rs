@@ -24,14 +24,14 @@ pub struct Inherited {
 pub fn clone_all(stage: &Stage, leader: &mut Stopped, threads: &[Thread]) -> Result<Vec<Stopped>> {
     let mut script = Script::new(stage, leader);
     for thread in threads {
-        let blob = clone_args(thread.tid);
+        let (blob, linked) = clone_args(thread.tid, THREAD as u64, 0);
         let args = [
             Arg::Linked {
                 bytes: &blob,
-                at: SET_TID_AT,
-                to: size_of::<CloneArgs>(),
+                at: linked.at,
+                to: linked.to,
             },
-            CLONE_ARGS_LEN.into(),
+            (linked.to as u64).into(),
         ];
         script.call("clone3", libc::SYS_clone3, args)?;
     }
@@ -48,26 +48,32 @@ pub fn clone_all(stage: &Stage, leader: &mut Stopped, threads: &[Thread]) -> Res
     Ok(cloned)
 }
 
-const SET_TID_AT: usize = std::mem::offset_of!(CloneArgs, set_tid);
-const CLONE_ARGS_LEN: u64 = size_of::<CloneArgs>() as u64;
+const THREAD: i32 = libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_PTRACE;
 
-/// struct clone_args, and behind it the tid that its set_tid is to point at.
-fn clone_args(tid: i32) -> Vec<u8> {
-    let flags = libc::CLONE_VM
-        | libc::CLONE_FS
-        | libc::CLONE_FILES
-        | libc::CLONE_SIGHAND
-        | libc::CLONE_THREAD
-        | libc::CLONE_SYSVSEM
-        | libc::CLONE_PTRACE;
+/// Where a pointer in bytes is, and where in the same bytes it is to point.
+pub struct Link {
+    pub at: usize,
+    pub to: usize,
+}
+
+/// struct clone_args, and behind it the id that its set_tid is to point at.
+pub fn clone_args(id: i32, flags: u64, exit_signal: u64) -> (Vec<u8>, Link) {
     let mut words = [0u64; size_of::<CloneArgs>() / 8];
-    words[std::mem::offset_of!(CloneArgs, flags) / 8] = flags as u64;
+    words[std::mem::offset_of!(CloneArgs, flags) / 8] = flags;
+    words[std::mem::offset_of!(CloneArgs, exit_signal) / 8] = exit_signal;
     words[std::mem::offset_of!(CloneArgs, set_tid_size) / 8] = 1;
-    words
-        .into_iter()
-        .flat_map(u64::to_ne_bytes)
-        .chain(tid.to_ne_bytes())
-        .collect()
+    let bytes = words.into_iter().flat_map(u64::to_ne_bytes).chain(id.to_ne_bytes());
+    let link = Link {
+        at: std::mem::offset_of!(CloneArgs, set_tid),
+        to: size_of::<CloneArgs>(),
+    };
+    (bytes.collect(), link)
 }
 
 /// Everything but credentials and what must come after them. A restored rseq is the last, see [`register_rseq`].

@@ -19,11 +19,11 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// kcmp(2), KCMP_FILE: `Equal` for two descriptors of one description, else an order that is stable until the next boot.
-pub fn kcmp_file(pid: Pid, a: RawFd, b: RawFd) -> io::Result<Ordering> {
+pub fn kcmp_file(a: (Pid, RawFd), b: (Pid, RawFd)) -> io::Result<Ordering> {
     const KCMP_FILE: i32 = 0;
-    let pid = pid.as_raw();
+    let (pid_a, pid_b) = (a.0.as_raw(), b.0.as_raw());
     // SAFETY: KCMP_FILE takes five integers.
-    match unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, i64::from(a), i64::from(b)) } {
+    match unsafe { libc::syscall(libc::SYS_kcmp, pid_a, pid_b, KCMP_FILE, i64::from(a.1), i64::from(b.1)) } {
         0 => Ok(Ordering::Equal),
         1 => Ok(Ordering::Less),
         2 => Ok(Ordering::Greater),

@@ -1,8 +1,9 @@
 //! System calls about another process: its pages, how its threads are scheduled, what they share, signals to it.
 
+use std::cmp::Ordering;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering as AtomicOrdering};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -127,9 +128,19 @@ pub enum Shared {
 
 /// Whether two tasks share it (kcmp(2)).
 pub fn share(a: i32, b: i32, what: Shared) -> nix::Result<bool> {
+    order(a, b, what).map(Ordering::is_eq)
+}
+
+/// Equal for tasks that share it, else an order that is stable until the next boot (kcmp(2)).
+pub fn order(a: i32, b: i32, what: Shared) -> nix::Result<Ordering> {
     // SAFETY: these comparisons take numbers only.
     let rc = unsafe { libc::syscall(libc::SYS_kcmp, a, b, what as i32, 0, 0) };
-    Errno::result(rc).map(|order| order == 0)
+    match Errno::result(rc)? {
+        0 => Ok(Ordering::Equal),
+        1 => Ok(Ordering::Less),
+        2 => Ok(Ordering::Greater),
+        _ => Err(Errno::EINVAL),
+    }
 }
 
 /// pidfd_send_signal(2), Linux 5.1: to that very process, whoever has its number now.
@@ -154,7 +165,7 @@ static CANCELLED: AtomicBool = AtomicBool::new(false);
 /// From now on these signals end nothing: they set the flag, and interrupt a blocking call (no SA_RESTART).
 pub fn cancel_on(signals: &[Signal]) -> nix::Result<&'static AtomicBool> {
     extern "C" fn note(_: i32) {
-        CANCELLED.store(true, Ordering::Relaxed);
+        CANCELLED.store(true, AtomicOrdering::Relaxed);
     }
     let action = SigAction::new(SigHandler::Handler(note), SaFlags::empty(), SigSet::empty());
     for signal in signals {
@@ -162,4 +173,10 @@ pub fn cancel_on(signals: &[Signal]) -> nix::Result<&'static AtomicBool> {
         unsafe { sigaction(*signal, &action) }?;
     }
     Ok(&CANCELLED)
+}
+
+/// Now, as /proc/PID/stat counts start times: in ticks of USER_HZ, which is 100 wherever Linux runs, since boot.
+pub fn boottime_ticks() -> nix::Result<u64> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)?;
+    Ok(now.tv_sec() as u64 * 100 + now.tv_nsec() as u64 / 10_000_000)
 }

@@ -1,4 +1,4 @@
-//! Control groups (cgroups(7)): the program joins those it was in, where they are here; where not, that is told, and it stays in thaw's.
+//! Control groups (cgroups(7)): the processes join those they were in, where they are here; where not, that is told, and it stays in thaw's.
 #![deny(unsafe_code)]
 
 use std::fs::File;
@@ -14,7 +14,7 @@ use crate::image::state::{ControlGroup, Process};
 /// The files that are written to join.
 #[derive(Default)]
 pub struct Groups {
-    process: Vec<Join>,
+    processes: Vec<(Pid, Join)>,
     threads: Vec<(Pid, Join)>,
 }
 
@@ -26,9 +26,16 @@ struct Join {
 
 impl Groups {
     /// Opens what is needed, with whatever rights we have now; the notes say what cannot be joined.
-    pub fn open(process: &Process) -> Result<(Self, Vec<String>)> {
+    pub fn open(processes: &[Process]) -> Result<(Self, Vec<String>)> {
         let own = control_groups(&ProcDir::by_pid(std::process::id().cast_signed())?)?;
         let (mut groups, mut notes) = (Groups::default(), Vec::new());
+        for process in processes {
+            groups.add(process, &own, &mut notes);
+        }
+        Ok((groups, notes))
+    }
+
+    fn add(&mut self, process: &Process, own: &[ControlGroup], notes: &mut Vec<String>) {
         let mut note =
             |group: &str, why: &str| notes.push(format!("{group} {why}: pid {} stays in thaw's", process.pid));
         for thread in &process.threads {
@@ -41,19 +48,25 @@ impl Groups {
                 let name = name(wanted);
                 match open(wanted, is_first) {
                     Err(why) => note(&name, &why),
-                    Ok(file) if is_first => groups.process.push(Join { file, group: name }),
-                    Ok(file) => groups
-                        .threads
-                        .push((Pid::from_raw(thread.tid), Join { file, group: name })),
+                    Ok(file) => {
+                        let list = if is_first {
+                            &mut self.processes
+                        } else {
+                            &mut self.threads
+                        };
+                        list.push((Pid::from_raw(thread.tid), Join { file, group: name }));
+                    }
                 }
             }
         }
-        Ok((groups, notes))
     }
 
-    /// The process, before it has memory: what it uses is charged to the group from the beginning.
-    pub fn join_process(&self, pid: Pid) -> Vec<String> {
-        self.process.iter().filter_map(|join| join.write(pid)).collect()
+    /// The processes, before they have memory: what they use is charged to the group from the beginning.
+    pub fn join_processes(&self) -> Vec<String> {
+        self.processes
+            .iter()
+            .filter_map(|(pid, join)| join.write(*pid))
+            .collect()
     }
 
     /// Threads that were in others, once they are there.

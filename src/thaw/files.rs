@@ -29,10 +29,15 @@ pub enum FileCheck {
 pub struct MappedFiles {
     /// By index of `Snapshot::files` and whether a mapping may write the file.
     files: HashMap<(u32, bool), Opened>,
+    /// In the order of the processes.
+    places: Vec<Places>,
+    pub warnings: Vec<String>,
+}
+
+struct Places {
     exe: Opened,
     cwd: File,
     root: Option<File>,
-    pub warnings: Vec<String>,
 }
 
 enum Opened {
@@ -76,7 +81,7 @@ impl MappedFiles {
             copied: BTreeSet::new(),
         };
         let mut files = HashMap::new();
-        let (mut exe, mut cwd, mut root) = (None, None, None);
+        let mut places = Vec::with_capacity(snapshot.processes.len());
         for process in &snapshot.processes {
             for vma in &process.memory.vmas {
                 let Backing::File { file, .. } = vma.backing else {
@@ -89,10 +94,14 @@ impl MappedFiles {
                     files.insert(key, opened);
                 }
             }
-            exe = opener.file(process.pid, process.exe, false);
-            cwd = opener.directory(process.pid, "working directory", &process.cwd);
-            if process.root != b"/" {
-                root = opener.directory(process.pid, "root directory", &process.root);
+            let exe = opener.file(process.pid, process.exe, false);
+            let cwd = opener.directory(process.pid, "working directory", &process.cwd);
+            let root = match process.root.as_slice() {
+                b"/" => None,
+                root => opener.directory(process.pid, "root directory", root),
+            };
+            if let (Some(exe), Some(cwd)) = (exe, cwd) {
+                places.push(Places { exe, cwd, root });
             }
         }
         let told = opener.tell_of_copies();
@@ -103,30 +112,30 @@ impl MappedFiles {
         } = opener;
         refusals.dedup();
         warnings.extend(told);
-        match (exe, cwd) {
-            (Some(exe), Some(cwd)) if refusals.is_empty() => Ok(MappedFiles {
-                files,
-                exe,
-                cwd,
-                root,
-                warnings,
-            }),
-            _ => Err(refusals),
+        if !refusals.is_empty() {
+            return Err(refusals);
         }
+        Ok(MappedFiles {
+            files,
+            places,
+            warnings,
+        })
     }
 
     /// Copies of files that are needed, by index in `Snapshot::shared_objects`.
     pub fn copies(&self) -> HashSet<u32> {
+        let executables = self.places.iter().map(|places| &places.exe);
         self.files
             .values()
-            .chain([&self.exe])
+            .chain(executables)
             .filter_map(Opened::copy)
             .collect()
     }
 
     /// Takes the copies, once they are made.
     pub fn complete(&mut self, shared: &SharedMemory) -> Result<()> {
-        let mut all = self.files.values_mut().chain([&mut self.exe]);
+        let executables = self.places.iter_mut().map(|places| &mut places.exe);
+        let mut all = self.files.values_mut().chain(executables);
         all.try_for_each(|opened| opened.complete(shared))
     }
 
@@ -135,23 +144,25 @@ impl MappedFiles {
     }
 
     pub fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.files
-            .values()
-            .chain([&self.exe])
-            .map(AsFd::as_fd)
-            .chain([&self.cwd].into_iter().chain(&self.root).map(AsFd::as_fd))
+        let places = self.places.iter().flat_map(|Places { exe, cwd, root }| {
+            [exe.as_fd(), cwd.as_fd()]
+                .into_iter()
+                .chain(root.as_ref().map(AsFd::as_fd))
+        });
+        self.files.values().map(AsFd::as_fd).chain(places)
     }
 
-    pub fn exe(&self) -> BorrowedFd<'_> {
-        self.exe.as_fd()
+    /// Of the process of this index.
+    pub fn exe(&self, index: usize) -> BorrowedFd<'_> {
+        self.places[index].exe.as_fd()
     }
 
-    pub fn cwd(&self) -> BorrowedFd<'_> {
-        self.cwd.as_fd()
+    pub fn cwd(&self, index: usize) -> BorrowedFd<'_> {
+        self.places[index].cwd.as_fd()
     }
 
-    pub fn root(&self) -> Option<BorrowedFd<'_>> {
-        self.root.as_ref().map(AsFd::as_fd)
+    pub fn root(&self, index: usize) -> Option<BorrowedFd<'_>> {
+        self.places[index].root.as_ref().map(AsFd::as_fd)
     }
 }
 

@@ -1,7 +1,9 @@
 //! Facts about this machine and about ourselves that a plan needs.
 #![deny(unsafe_code)]
 
+use std::collections::HashSet;
 use std::fs;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use xxhash_rust::xxh3::xxh3_64;
@@ -53,7 +55,7 @@ pub fn look(snapshot: &Snapshot) -> Result<Machine> {
         oom_score_adj: read_line("/proc/self/oom_score_adj")?
             .parse()
             .context("oom_score_adj")?,
-        taken: taken_ids(snapshot),
+        taken: taken_for_long(snapshot),
         lacking: lacking(snapshot),
         surroundings: Surroundings {
             speculation: settings::speculation(),
@@ -131,11 +133,25 @@ fn lacking(snapshot: &Snapshot) -> Vec<(i32, String)> {
     lacking.filter(|(_, features)| !features.is_empty()).collect()
 }
 
+/// How long init may take to wait for processes that were left to it, as those of a tree are that was just frozen.
+const INITS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// As [`taken_ids`], without those that are free in a moment.
+fn taken_for_long(snapshot: &Snapshot) -> Vec<Taken> {
+    let deadline = Instant::now() + INITS_PATIENCE;
+    loop {
+        let taken = taken_ids(snapshot);
+        if !taken.iter().any(|taken| taken.is_passing) || Instant::now() > deadline {
+            return taken;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Ids of the image that are in use. Every task answers under /proc/TID, threads that no listing shows included; an id is also held by
 /// a process group or session whose leader has ended.
 pub fn taken_ids(snapshot: &Snapshot) -> Vec<Taken> {
-    let threads = snapshot.processes.iter().flat_map(|process| &process.threads);
-    let ids: Vec<i32> = threads.map(|thread| thread.tid).collect();
+    let ids: HashSet<i32> = snapshot.ids().collect();
     let mut taken: Vec<Taken> = ids.iter().filter_map(|id| taken_by_task(*id)).collect();
     for member in members() {
         for (id, what) in [(member.group, "process group"), (member.session, "session")] {
@@ -144,6 +160,7 @@ pub fn taken_ids(snapshot: &Snapshot) -> Vec<Taken> {
                     id,
                     holder: format!("a {what} without its leader, of pid {} ({})", member.pid, member.name),
                     remedy: format!("wait until it has ended, or end it: kill {}", member.pid),
+                    is_passing: member.is_passing,
                 });
             }
         }
@@ -157,6 +174,7 @@ struct Member {
     name: String,
     group: i32,
     session: i32,
+    is_passing: bool,
 }
 
 /// All processes; those that end meanwhile hold nothing any more.
@@ -174,10 +192,12 @@ fn member(pid: i32, stat: &str) -> Option<Member> {
     let (head, tail) = stat.rsplit_once(')')?;
     let (_, name) = head.split_once('(')?;
     // state, ppid, pgrp, session.
-    let mut fields = tail.split_ascii_whitespace().skip(2);
+    let mut fields = tail.split_ascii_whitespace();
+    let (state, parent) = (fields.next()?, fields.next()?);
     Some(Member {
         pid,
         name: name.to_owned(),
+        is_passing: state == "Z" && parent == "1",
         group: fields.next()?.parse().ok()?,
         session: fields.next()?.parse().ok()?,
     })
@@ -203,7 +223,13 @@ fn taken_by_task(id: i32) -> Option<Taken> {
         _ if status.tgid != id => (format!("a thread of pid {} ({name})", status.tgid), remedy),
         _ => (format!("process {name}"), remedy),
     };
-    Some(Taken { id, holder, remedy })
+    let is_passing = status.state == 'Z' && status.ppid == 1;
+    Some(Taken {
+        id,
+        holder,
+        remedy,
+        is_passing,
+    })
 }
 
 fn own_timer_slack() -> Result<u64> {

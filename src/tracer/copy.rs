@@ -51,7 +51,7 @@ pub enum Copied {
 }
 
 /// No signal has it, and no program asks for it: do_notify_parent(), kernel/signal.c, sends valid signals only.
-const EXIT_SIGNAL: u64 = 200;
+pub(super) const EXIT_SIGNAL: i32 = 200;
 /// What the process and its copy, which inherits its filters of seccomp(2), are made to call.
 const CALLS: [(&str, i64); 6] = [
     ("clone", libc::SYS_clone),
@@ -75,7 +75,7 @@ impl StoppedProcess {
         }
         let slot = loan.slot();
         // One table of descriptors for the moment, or pipes and locks would be open twice until the copy has closed its own.
-        let (number, born) = match loan.clone_child(libc::CLONE_FILES as u64 | EXIT_SIGNAL) {
+        let (number, born) = match loan.clone_child((libc::CLONE_FILES | EXIT_SIGNAL) as u64) {
             Err(Error::Forbidden { .. }) => return forbidden(loan, "clone"),
             result => result?,
         };
@@ -331,7 +331,7 @@ fn end(pid: Pid) -> Result<()> {
 /// The number of a copy that has ended, in the pid namespace it is of. None where it is another child, or alive.
 fn dead_copy(proc: &ProcDir) -> Option<i64> {
     let stat = proc.stat().ok()?;
-    let marked = stat.state == 'Z' && stat.exit_signal == EXIT_SIGNAL as i32;
+    let marked = stat.state == 'Z' && stat.exit_signal == EXIT_SIGNAL;
     let status = super::proc::Status(proc.read("status").ok()?);
     let number = || status.field("NSpid")?.split_whitespace().last()?.parse().ok();
     marked.then(number).flatten()

@@ -24,6 +24,7 @@ mod seize;
 mod settings;
 mod task;
 mod thread;
+mod tree;
 mod wait;
 mod way_home;
 
@@ -37,4 +38,5 @@ pub use seccomp::Filters;
 pub use seize::seize;
 pub use task::{Resume, Running, Stopped, seize_options};
 pub use thread::StoppedThread;
+pub use tree::{Ended, StoppedTree};
 pub use wait::{Stop, Waited, wait_for};

@@ -77,12 +77,16 @@ pub struct Stat {
     pub comm: String,
     pub state: char,
     pub ppid: i32,
+    pub pgid: i32,
+    pub sid: i32,
     pub flags: u32,
     pub start_time: u64,
     /// Sent to its parent when it ends; -1 of a thread.
     pub exit_signal: i32,
     /// The CPU it last ran on.
     pub processor: usize,
+    /// As wait(2) will tell it of one that has ended.
+    pub exit_code: i32,
 }
 
 /// PF_* of include/linux/sched.h, in the field `flags`.
@@ -106,10 +110,13 @@ impl Stat {
             comm: text.get(open + 1..close)?.to_owned(),
             state: field(3)?.chars().next()?,
             ppid: field(4)?.parse().ok()?,
+            pgid: field(5)?.parse().ok()?,
+            sid: field(6)?.parse().ok()?,
             flags: field(9)?.parse().ok()?,
             start_time: field(22)?.parse().ok()?,
             exit_signal: field(38)?.parse().ok()?,
             processor: field(39)?.parse().ok()?,
+            exit_code: field(52)?.parse().ok()?,
         })
     }
 

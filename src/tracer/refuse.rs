@@ -106,7 +106,8 @@ fn refusal(pid: Pid, facts: &Facts) -> Option<Refusal> {
         return refuse_dead(pid, facts);
     }
     let tracer = facts.status.number("TracerPid").unwrap_or(0) as i32;
-    if tracer != 0 {
+    // Born of one that we trace, it is ours already.
+    if tracer != 0 && tracer != nix::unistd::gettid().as_raw() {
         return Some(traced(pid, tracer));
     }
     None

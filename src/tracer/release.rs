@@ -25,7 +25,7 @@ impl StoppedProcess {
             .proc
             .stat()
             .is_ok_and(|stat| stat.ppid == std::process::id() as i32);
-        kill(pid, Signal::SIGKILL).with_context(|| format!("kill {pid}"))?;
+        kill_process(&self)?;
         // The leader's end is reported last, after that of all others.
         for thread in self.threads.drain(..).rev() {
             let leader = thread.tid() == pid;
@@ -64,6 +64,15 @@ impl StoppedProcess {
             }
         }
         outcome
+    }
+}
+
+/// Ends a process that stands still; it takes effect at once.
+pub(super) fn kill_process(process: &StoppedProcess) -> anyhow::Result<()> {
+    let pid = process.pid;
+    match kill(pid, Signal::SIGKILL) {
+        Ok(()) | Err(nix::Error::ESRCH) => Ok(()),
+        Err(errno) => Err(errno).with_context(|| format!("kill {pid}")),
     }
 }
 

@@ -19,12 +19,23 @@ use crate::refusal::Refused;
 /// How long a thread may take to stop. One that is in vfork(2), or waits for a dead file server, cannot stop before that is over.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Stops every thread of the process. What stands against it is the error [`Refused`]; then, and on any other error, the process goes
-/// on as it was.
+/// Stops every thread of the process, and lets its children go their ways. What stands against it is the error [`Refused`]; then, and on any
+/// other error, the process goes on as it was.
 pub fn seize(pid: Pid) -> anyhow::Result<StoppedProcess> {
+    let mut nursery = Nursery::default();
+    let process = seize_member(pid, &mut nursery)?;
+    nursery.let_go()?;
+    Ok(process)
+}
+
+/// As [`seize`], of one of a tree: children that it makes meanwhile come into the nursery, and if it is there itself it is taken out.
+pub(super) fn seize_member(pid: Pid, nursery: &mut Nursery) -> anyhow::Result<StoppedProcess> {
     let Candidate { proc, start_time } = refuse::look(pid)?;
     let since = Instant::now();
     let mut seizure = Seizure::new(pid, proc);
+    if nursery.take(pid) {
+        seizure.born(Running::born_traced(pid));
+    }
     while seizure.seize_new_threads()? {
         seizure.wait_for_all()?;
     }
@@ -37,10 +48,37 @@ pub fn seize(pid: Pid) -> anyhow::Result<StoppedProcess> {
     {
         bail!("pid {pid} ended and another process has its number now");
     }
+    nursery.0.append(&mut seizure.children);
     Ok(StoppedProcess {
         since,
         ..seizure.into_process()?
     })
+}
+
+/// Processes that are traced from their birth, as their parents were, and stopped then. Dropping it detaches them.
+#[derive(Debug, Default)]
+pub(super) struct Nursery(Vec<Running>);
+
+impl Nursery {
+    pub fn tids(&self) -> Vec<Pid> {
+        self.0.iter().map(Running::tid).collect()
+    }
+
+    fn take(&mut self, pid: Pid) -> bool {
+        let found = self.0.iter().position(|child| child.tid() == pid);
+        found.map(|at| self.0.swap_remove(at)).is_some()
+    }
+
+    fn let_go(&mut self) -> Result<()> {
+        self.0.drain(..).try_for_each(let_go_its_way)
+    }
+}
+
+impl Drop for Nursery {
+    fn drop(&mut self) {
+        // Those that are gone need nothing.
+        let _gone = self.let_go();
+    }
 }
 
 /// Stops the first thread only, for a call of its own: the others run on. The process is the one that `proc` was opened on.
@@ -48,6 +86,7 @@ pub(super) fn seize_leader(pid: Pid, proc: ProcDir) -> anyhow::Result<StoppedPro
     let mut seizure = Seizure::new(pid, proc);
     seizure.seize_thread(pid)?;
     seizure.wait_for_all()?;
+    Nursery(std::mem::take(&mut seizure.children)).let_go()?;
     seizure
         .proc
         .stat()
@@ -63,6 +102,14 @@ struct Seizure {
     running: Unstopped,
     stopped: Vec<Stopped>,
     before: HashMap<Pid, BeforeStop>,
+    /// Processes that threads of it made meanwhile.
+    children: Vec<Running>,
+}
+
+impl Drop for Seizure {
+    fn drop(&mut self) {
+        let _gone = Nursery(std::mem::take(&mut self.children)).let_go();
+    }
 }
 
 impl Seizure {
@@ -74,6 +121,7 @@ impl Seizure {
             running: Unstopped::default(),
             stopped: Vec::new(),
             before: HashMap::new(),
+            children: Vec::new(),
         }
     }
 
@@ -209,7 +257,8 @@ impl Seizure {
             Stop::Event(_) | Stop::Syscall => 0,
         };
         if let Some(child) = task.newborn()? {
-            self.take_note_of_child(child)?;
+            let is_waited_for = task.stop() == Stop::Event(libc::PTRACE_EVENT_VFORK);
+            self.take_note_of_child(child, is_waited_for)?;
         }
         // Any stop cancels an interrupt that is still to come (ptrace_stop(), kernel/signal.c), so ask again. Asked before it goes
         // on, it traps before it is back in its program.
@@ -219,12 +268,14 @@ impl Seizure {
         Ok(())
     }
 
-    /// A thread is seized with us. Children are found by [`StoppedProcess::children`].
-    fn take_note_of_child(&mut self, child: Pid) -> anyhow::Result<()> {
-        if self.proc.task_stat(child).is_ok() {
-            self.born(Running::born_traced(child));
-        } else {
-            let_go_its_way(child)?;
+    /// A thread is seized with us, and a process remembered; but while one of vfork(2) stands still, so does its parent, in a call that no
+    /// interrupt ends.
+    fn take_note_of_child(&mut self, child: Pid, is_waited_for: bool) -> anyhow::Result<()> {
+        let task = Running::born_traced(child);
+        match self.proc.task_stat(child) {
+            Ok(_) => self.born(task),
+            Err(_) if is_waited_for => let_go_its_way(task)?,
+            Err(_) => self.children.push(task),
         }
         Ok(())
     }
@@ -258,7 +309,7 @@ impl Seizure {
         self.run_out_of_old_slots(&memory)?;
         let mut threads = Vec::with_capacity(self.stopped.len());
         let mut clocks = SchedulerClocks::default();
-        for task in self.stopped.drain(..) {
+        for task in std::mem::take(&mut self.stopped) {
             let before = self.before.remove(&task.tid()).unwrap_or_default();
             let mut thread = StoppedThread::look(task, before, &self.proc, &memory)?;
             thread.look_at_clock(&self.proc, &mut clocks);
@@ -270,7 +321,7 @@ impl Seizure {
         }
         Ok(StoppedProcess {
             pid: self.pid,
-            proc: self.proc,
+            proc: self.proc.try_clone().context("duplicate a descriptor")?,
             memory,
             threads,
             since: Instant::now(),
@@ -349,7 +400,7 @@ impl Drop for Unstopped {
 /// A task that a thread of a stopped process made in a moment in which it ran: a thread belongs to the process and stays stopped.
 pub(super) fn adopt(process: &mut StoppedProcess, child: Pid) -> Result<()> {
     if process.proc.task_stat(child).is_err() {
-        return let_go_its_way(child);
+        return let_go_its_way(Running::born_traced(child));
     }
     let task = Running::born_traced(child).wait()?;
     let thread = StoppedThread::look(task, BeforeStop::default(), &process.proc, &process.memory)?;
@@ -357,9 +408,9 @@ pub(super) fn adopt(process: &mut StoppedProcess, child: Pid) -> Result<()> {
     Ok(())
 }
 
-/// A process that was born of one that we trace, and traced therefore. After vfork(2) its parent waits for it.
-fn let_go_its_way(child: Pid) -> Result<()> {
-    match Running::born_traced(child).wait().and_then(|stopped| stopped.detach(0)) {
+/// A process that was born of one that we trace, and traced therefore.
+fn let_go_its_way(child: Running) -> Result<()> {
+    match child.wait().and_then(|stopped| stopped.detach(0)) {
         Err(Error::Gone(_)) => Ok(()),
         other => other,
     }

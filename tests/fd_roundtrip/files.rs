@@ -166,7 +166,7 @@ fn a_planted_symbolic_link_is_not_followed() {
 fn cloexec_belongs_to_the_number() {
     let null = File::open("/dev/null").unwrap();
     let waiting = Waiting::with(&[(&null, 3), (&null, CLOEXEC)]);
-    let FdTable { entries } = waiting.look().0.table;
+    let FdTable { entries } = waiting.look().0.tables.remove(0);
     let told: Vec<_> = entries
         .iter()
         .map(|entry| (entry.fd, entry.cloexec, entry.description))

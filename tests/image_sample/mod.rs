@@ -29,6 +29,17 @@ pub fn snapshot(heap: u64, object: u64) -> Snapshot {
             ..Clocks::default()
         },
         processes: vec![process(heap, object)],
+        zombies: vec![Zombie {
+            pid: 4200,
+            ppid: 4127,
+            pgid: 4127,
+            sid: 4127,
+            exit_signal: 17,
+            status: 3 << 8,
+            uid: 0,
+            name: b"ended".to_vec(),
+        }],
+        leaderless: vec![4300],
         fd_tables: vec![FdTable {
             entries: vec![entry(0, 0), entry(1, 0), entry(7, 1)],
         }],
@@ -78,6 +89,7 @@ fn process(heap: u64, object: u64) -> Process {
         ppid: 1,
         pgid: 4127,
         sid: 4127,
+        exit_signal: 17,
         exe: 0,
         cwd: b"/tmp".to_vec(),
         root: b"/".to_vec(),

@@ -1,0 +1,281 @@
+//! Stopping whole trees of processes as one consistent cut: when all stand still, nobody below the named ones is missing.
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use nix::unistd::Pid;
+
+use super::Result;
+use super::proc::{ProcDir, Stat};
+use super::process::StoppedProcess;
+use super::release;
+use super::seize::{Nursery, seize_member};
+use crate::sys::process::boottime_ticks;
+
+/// Processes all of which are in ptrace-stop, with everybody below the ones that were named. Dropping it lets all go on as they were.
+#[derive(Debug)]
+pub struct StoppedTree {
+    /// Each before its children.
+    processes: Vec<StoppedProcess>,
+    /// Before the first was told to stop.
+    since: Instant,
+}
+
+/// A process that has ended and whose parent, one of the tree, has not waited for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    pub pid: Pid,
+    pub stat: Stat,
+    /// The real user id.
+    pub uid: u32,
+}
+
+/// So often a tree is seized from the beginning whose processes have lost somebody meanwhile.
+const MAX_ATTEMPTS: usize = 5;
+
+impl StoppedTree {
+    /// Stops the processes and all below them. What stands against it is the error [`Refused`](crate::refusal::Refused); then, and on any
+    /// other error, all go on as they were.
+    pub fn seize(roots: &[Pid]) -> anyhow::Result<Self> {
+        for _ in 0..MAX_ATTEMPTS {
+            let since = Instant::now();
+            let born_since = boottime_ticks().context("clock_gettime CLOCK_BOOTTIME")?;
+            let mut hunt = Hunt {
+                last_pid: last_pid()?,
+                ..Hunt::default()
+            };
+            for &root in roots {
+                hunt.take(root, true)?;
+            }
+            if let Hunted::All = hunt.down(born_since)? {
+                return Ok(StoppedTree {
+                    processes: hunt.caught,
+                    since,
+                });
+            }
+        }
+        bail!(
+            "processes are orphaned in the session of pid {} faster than they can be stopped, and nobody can tell whose they are: try again",
+            roots[0]
+        )
+    }
+
+    pub fn processes(&self) -> &[StoppedProcess] {
+        &self.processes
+    }
+
+    pub fn processes_mut(&mut self) -> &mut [StoppedProcess] {
+        &mut self.processes
+    }
+
+    /// The only process of a tree that has no other.
+    pub fn into_single(mut self) -> std::result::Result<StoppedProcess, Self> {
+        match self.processes.len() {
+            1 => Ok(self.processes.remove(0)),
+            _ => Err(self),
+        }
+    }
+
+    pub fn first(&self) -> &StoppedProcess {
+        &self.processes[0]
+    }
+
+    pub fn stopped_since(&self) -> Instant {
+        self.since
+    }
+
+    /// Ended children of the processes; and whether there is one that lives and was not stopped, made in a moment in which its parent ran for
+    /// the sake of a signal.
+    pub fn ended(&self) -> anyhow::Result<(Vec<Ended>, Option<Pid>)> {
+        let known: HashSet<Pid> = self.processes.iter().map(StoppedProcess::pid).collect();
+        let (mut ended, mut missing) = (Vec::new(), None);
+        for process in &self.processes {
+            let children = process.children().context("children")?;
+            for child in children.into_iter().filter(|child| !known.contains(child)) {
+                let Ok(proc) = ProcDir::open(child) else { continue };
+                match look_at_dead(child, &proc) {
+                    Some(dead) => ended.push(dead),
+                    None if proc.stat().is_ok_and(|stat| !is_copy(&stat)) => missing = Some(child),
+                    None => {}
+                }
+            }
+        }
+        Ok((ended, missing))
+    }
+
+    /// Everything goes on as it was.
+    pub fn resume(self) -> Result<()> {
+        let mut outcome = Ok(());
+        for process in self.processes {
+            match process.resume() {
+                Err(error) if outcome.is_ok() => outcome = Err(error),
+                _ => {}
+            }
+        }
+        outcome
+    }
+
+    /// Ends all, and waits until each is gone or a zombie.
+    pub fn end(self) -> anyhow::Result<()> {
+        // All before any is waited for, so that none finds out that another is gone.
+        self.processes.iter().try_for_each(release::kill_process)?;
+        self.processes.into_iter().rev().try_for_each(StoppedProcess::end)
+    }
+
+    /// Stopped as by SIGSTOP once this returns.
+    pub fn leave_stopped(self) -> anyhow::Result<()> {
+        // Children first: a parent that ran could continue them.
+        self.processes
+            .into_iter()
+            .rev()
+            .try_for_each(StoppedProcess::leave_stopped)
+    }
+}
+
+enum Hunted {
+    All,
+    /// Somebody may have got away.
+    Uncertain,
+}
+
+#[derive(Default)]
+struct Hunt {
+    /// Before anybody was stopped.
+    last_pid: i32,
+    caught: Vec<StoppedProcess>,
+    known: HashSet<Pid>,
+    /// Born of one that was traced already, and traced therefore.
+    nursery: Nursery,
+}
+
+impl Hunt {
+    /// One that is gone or a zombie is no member, unless it was asked for by name.
+    fn take(&mut self, pid: Pid, by_name: bool) -> anyhow::Result<()> {
+        if self.known.contains(&pid) {
+            return Ok(());
+        }
+        let is_member = || match ProcDir::open(pid).and_then(|proc| Ok((proc.stat()?, proc.tids()?))) {
+            Ok((stat, tids)) => (!stat.is_dead() || tids.len() > 1) && !is_copy(&stat),
+            Err(_gone) => false,
+        };
+        if !by_name && !is_member() {
+            return Ok(());
+        }
+        match seize_member(pid, &mut self.nursery) {
+            Ok(process) => {
+                self.known.insert(pid);
+                self.caught.push(process);
+                Ok(())
+            }
+            Err(_ended) if !by_name && !is_member() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Everybody below those that were caught. A parent that stands still makes no more children, but those of a process that was not yet
+    /// stopped when it ended become children of another one, here or outside.
+    fn down(&mut self, born_since: u64) -> anyhow::Result<Hunted> {
+        loop {
+            let mut looked = 0;
+            while looked < self.caught.len() {
+                let children = self.caught[looked].children().context("children")?;
+                for child in children {
+                    self.take(child, false)?;
+                }
+                looked += 1;
+            }
+            let before = self.known.len();
+            let (ours, strays) = self.orphans(born_since)?;
+            for pid in ours {
+                self.take(pid, false)?;
+            }
+            // A child that was adopted by one of the first, while others were looked at.
+            for at in 0..self.caught.len() {
+                for child in self.caught[at].children().context("children")? {
+                    self.take(child, false)?;
+                }
+            }
+            if self.known.len() == before {
+                self.sort();
+                return Ok(if strays { Hunted::Uncertain } else { Hunted::All });
+            }
+        }
+    }
+
+    /// Processes born since whose parents are gone: those who are certainly ours, as their session or group is led by one of us or because they
+    /// were born of one that we traced, and whether there are others in a session or group that we have in common with the world.
+    fn orphans(&self, born_since: u64) -> anyhow::Result<(Vec<Pid>, bool)> {
+        let mut ours: Vec<Pid> = self.nursery.tids();
+        let stats: Vec<Stat> = self
+            .caught
+            .iter()
+            .filter_map(|process| process.proc.stat().ok())
+            .collect();
+        let pids: HashSet<i32> = self.known.iter().map(|pid| pid.as_raw()).collect();
+        if last_pid()? == self.last_pid {
+            return Ok((ours, false));
+        }
+        let mut strays = false;
+        for entry in std::fs::read_dir("/proc").context("read /proc")?.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let Ok(stat) = ProcDir::open(Pid::from_raw(pid)).and_then(|proc| proc.stat()) else {
+                continue;
+            };
+            let news =
+                stat.start_time >= born_since && !stat.is_dead() && !pids.contains(&pid) && !pids.contains(&stat.ppid);
+            if !news || pid == std::process::id() as i32 {
+                continue;
+            }
+            if pids.contains(&stat.sid) || pids.contains(&stat.pgid) {
+                ours.push(Pid::from_raw(pid));
+            } else if stats.iter().any(|of_us| of_us.pgid == stat.pgid) && stat.ppid == 1 {
+                strays = true;
+            }
+        }
+        Ok((ours, strays))
+    }
+
+    /// Parents before their children, in the order in which they were found otherwise.
+    fn sort(&mut self) {
+        let mut waiting = std::mem::take(&mut self.caught);
+        let all: HashSet<i32> = waiting.iter().map(|process| process.pid.as_raw()).collect();
+        let mut placed = HashSet::new();
+        while !waiting.is_empty() {
+            let parent = |process: &StoppedProcess| process.proc.stat().map_or(0, |stat| stat.ppid);
+            let (ready, others): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|process| {
+                let parent = parent(process);
+                !all.contains(&parent) || placed.contains(&parent)
+            });
+            if ready.is_empty() {
+                // They cannot go round in a circle; should /proc say so, any order is as good.
+                self.caught.extend(others);
+                return;
+            }
+            placed.extend(ready.iter().map(|process| process.pid.as_raw()));
+            self.caught.extend(ready);
+            waiting = others;
+        }
+    }
+}
+
+/// What another freeze has made of a process to read its memory, see [`MemoryCopy`](super::MemoryCopy).
+fn is_copy(stat: &Stat) -> bool {
+    stat.exit_signal == super::copy::EXIT_SIGNAL
+}
+
+/// The number that was given to a new task last (proc_loadavg(5)): while it is the same, nobody was born.
+fn last_pid() -> anyhow::Result<i32> {
+    let text = std::fs::read_to_string("/proc/loadavg").context("read /proc/loadavg")?;
+    let last = text.split_whitespace().last().and_then(|last| last.parse().ok());
+    last.with_context(|| format!("/proc/loadavg reads {text:?}"))
+}
+
+fn look_at_dead(pid: Pid, proc: &ProcDir) -> Option<Ended> {
+    let stat = proc.stat().ok()?;
+    let status = super::proc::Status(proc.read("status").ok()?);
+    let uid = status.number("Uid").and_then(|uid| u32::try_from(uid).ok())?;
+    (stat.is_dead() && !is_copy(&stat)).then_some(Ended { pid, stat, uid })
+}
