@@ -53,6 +53,7 @@ pub fn describe(facts: Facts) -> Result<Described, Refused> {
         exes.push(files.executable(&facts, member, &mut refusals));
     }
     extents.extend(mappings::of_shared_objects(&facts.shared_objects));
+    refusals.extend(refusals::of_shared_objects(&facts));
     refusals.extend(facts.descriptors.refusals.iter().cloned());
     if !refusals.is_empty() {
         return Err(Refused(refusals));

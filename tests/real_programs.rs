@@ -29,6 +29,7 @@ macro_rules! java_program {
 }
 
 common::roundtrip!(python_threads, "real/python_threads.py");
+common::roundtrip!(python_pool, "real/python_pool.py");
 common::roundtrip!(python_objects, "real/python_objects.py");
 common::roundtrip!(python_sqlite, "real/python_sqlite.py");
 common::roundtrip!(node_workers, "real/node_workers.js");

@@ -58,6 +58,7 @@ mod threads {
 mod tree {
     use super::*;
 
+    roundtrip!(deleted_shared, "tree/deleted_shared.c");
     roundtrip!(sessions, "tree/sessions.c");
     roundtrip!(sharing, "tree/sharing.c");
     roundtrip!(waiting, "tree/waiting.c");

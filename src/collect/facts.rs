@@ -5,7 +5,7 @@ use super::memory::Area;
 use super::objects::Object;
 use super::pagemap::Populated;
 use super::status::Status;
-use super::surroundings::Surroundings;
+use super::surroundings::{Relative, Surroundings};
 use super::threads::Sandbox;
 use crate::fd::Looked;
 use crate::image::state::{
@@ -107,4 +107,6 @@ pub struct ThreadFacts {
 pub struct SharedFacts {
     pub object: SharedObject,
     pub data: Vec<(u64, u64)>,
+    /// A process that has it mapped and is not frozen along.
+    pub outsider: Option<Relative>,
 }

@@ -4,6 +4,7 @@
 mod asked;
 mod beforehand;
 mod clocks;
+mod common;
 mod control_groups;
 mod facts;
 mod family;
@@ -101,6 +102,10 @@ pub fn collect(tree: &mut StoppedTree, pages: Pages<'_>, embed: Embed) -> Result
     let first = ProcDir::of(tree.first().proc()).context("duplicate /proc/PID")?;
     let clocks = clocks::clocks(&first)?;
     let mut shared = SharedObjects::new()?;
+    for process in tree.processes() {
+        let dir = ProcDir::of(process.proc()).context("duplicate /proc/PID")?;
+        shared.expect_deleted(common::deleted_files(&dir)?);
+    }
     let places: Vec<_> = tree
         .processes()
         .iter()
@@ -114,6 +119,12 @@ pub fn collect(tree: &mut StoppedTree, pages: Pages<'_>, embed: Embed) -> Result
         members.push(member);
         later.extend(of_member);
     }
+    let pids: Vec<i32> = members.iter().map(|member| member.pid).collect();
+    let inodes: HashMap<_, _> = shared.inodes().collect();
+    let mut holders = HashMap::new();
+    for (inode, holder) in common::outsiders(&pids, &inodes.keys().copied().collect())? {
+        holders.insert(inodes[&inode], holder);
+    }
     let (objects, files) = shared.into_parts();
     let facts = Facts {
         host: process::host(&vdso(&members, tree.processes())?)?,
@@ -123,7 +134,7 @@ pub fn collect(tree: &mut StoppedTree, pages: Pages<'_>, embed: Embed) -> Result
         zombies: family.zombies,
         leaderless: family.leaderless,
         descriptors,
-        shared_objects: shared_facts(objects, &files)?,
+        shared_objects: shared_facts(objects, &files, holders)?,
     };
     Ok(Collected {
         facts,
@@ -304,14 +315,19 @@ fn vdso(members: &[Member], processes: &[StoppedProcess]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn shared_facts(objects: Vec<SharedObject>, files: &[OwnedFd]) -> Result<Vec<SharedFacts>> {
-    let facts = |(object, file): (SharedObject, &OwnedFd)| {
+fn shared_facts(
+    objects: Vec<SharedObject>,
+    files: &[OwnedFd],
+    mut holders: HashMap<u32, Relative>,
+) -> Result<Vec<SharedFacts>> {
+    let facts = |(index, (object, file)): (u32, (SharedObject, &OwnedFd))| {
         Ok(SharedFacts {
             data: source::data(file, object.size).context("shared memory")?,
             object,
+            outsider: holders.remove(&index),
         })
     };
-    objects.into_iter().zip(files).map(facts).collect()
+    (0..).zip(objects.into_iter().zip(files)).map(facts).collect()
 }
 
 fn process_facts(

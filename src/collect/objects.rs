@@ -11,6 +11,7 @@ use anyhow::Result;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
+use super::common;
 use super::files::{self, Found};
 use super::memory::Area;
 use super::proc::ProcDir;
@@ -111,8 +112,14 @@ impl<'a> Finder<'a> {
             Class::SystemV => Object::SystemV,
             Class::Other => Object::Other,
             Class::Shared => Object::Shared(self.shared_object(area)),
+            Class::File if self.is_deleted_and_shared(area) => Object::Shared(self.shared_object(area)),
             Class::File => Object::File(self.file(area)),
         }
+    }
+
+    fn is_deleted_and_shared(&self, area: &Area) -> bool {
+        let (device, inode) = common::inode(area);
+        area.shared && self.shared.is_deleted(device, inode)
     }
 
     /// Path and file of the executable.

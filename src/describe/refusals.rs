@@ -2,9 +2,9 @@
 
 use super::mappings::is_unreadable;
 use super::shown;
-use crate::collect::{Area, Found, Member, Populated, Relative, Sandbox, ThreadFacts};
+use crate::collect::{Area, Facts, Found, Member, Populated, Relative, Sandbox, SharedFacts, ThreadFacts};
 use crate::image::family::Stranger;
-use crate::image::state::File;
+use crate::image::state::{File, SharedKind};
 use crate::refusal::Refusal;
 
 /// What `tracer::MemoryCopy` calls itself.
@@ -167,6 +167,21 @@ impl Refusals {
             self.namespace(&who, namespace);
         }
     }
+}
+
+/// Memory of which somebody else would see the changes no more.
+pub fn of_shared_objects(facts: &Facts) -> Vec<Refusal> {
+    let pid = facts.members[0].pid;
+    let shared = facts.shared_objects.iter().filter_map(|shared| Some((shared, shared.outsider.as_ref()?)));
+    let refusal = |(shared, outsider): (&SharedFacts, &Relative)| {
+        let object = match &shared.object.kind {
+            SharedKind::Anonymous => "its shared memory".to_owned(),
+            SharedKind::Memfd { name, .. } | SharedKind::Copy { name, .. } => format!("its memory {}", shown(name)),
+        };
+        let reason = format!("is mapped by {} as well, which is not frozen with it", named("pid", outsider));
+        Refusal::new(pid, object, reason, format!("freeze both: name pid {} as well", outsider.pid))
+    };
+    shared.map(refusal).collect()
 }
 
 /// A process whose session cannot be entered at thaw the way it was.

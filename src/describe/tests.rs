@@ -225,6 +225,7 @@ fn shared_memory_is_stored_with_its_object() {
     };
     facts.shared_objects = vec![SharedFacts {
         object,
+        outsider: None,
         data: vec![(0x2000, 0x1000)],
     }];
     let described = carried(facts);

@@ -21,7 +21,7 @@ pub struct Memfd {
 
 impl Kind for Memfd {
     fn claims(seen: &Seen, look: &Look<'_>) -> bool {
-        look.shared.lives_on(seen.stat.st_dev) && seen.file_type() == libc::S_IFREG && !seen.only_path()
+        look.shared.holds(&seen.stat) && seen.file_type() == libc::S_IFREG && !seen.only_path()
     }
 
     fn describe(probe: &Probe<'_>, look: &mut Look<'_>) -> Result<Self, Unfit> {

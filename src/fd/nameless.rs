@@ -48,7 +48,7 @@ pub struct Content {
 
 impl Kind for Nameless {
     fn claims(seen: &Seen, look: &Look<'_>) -> bool {
-        is_nameless(seen) && !look.shared.lives_on(seen.stat.st_dev)
+        is_nameless(seen) && !look.shared.holds(&seen.stat)
     }
 
     fn describe(probe: &Probe<'_>, look: &mut Look<'_>) -> Result<Self, Unfit> {

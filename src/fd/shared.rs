@@ -1,6 +1,6 @@
 //! Memory that lives in an inode of its own and that mappings and descriptors may share: memfds, anonymous shared memory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
@@ -18,6 +18,8 @@ use crate::image::state::{SharedKind, SharedObject};
 pub struct SharedObjects {
     /// The device of the kernel's own tmpfs mount, where memfds and anonymous shared memory have their inodes.
     device: u64,
+    /// Deleted files of other file systems that are mapped shared.
+    deleted: HashSet<(u64, u64)>,
     by_inode: HashMap<(u64, u64), u32>,
     objects: Vec<SharedObject>,
     files: Vec<OwnedFd>,
@@ -29,6 +31,7 @@ impl SharedObjects {
         let device = fstat(&mine).context("fstat of a memfd")?.st_dev;
         Ok(SharedObjects {
             device,
+            deleted: HashSet::new(),
             by_inode: HashMap::new(),
             objects: Vec::new(),
             files: Vec::new(),
@@ -40,14 +43,38 @@ impl SharedObjects {
         self.device == device
     }
 
+    /// Deleted files that are mapped shared, by st_dev and st_ino: they are carried as memfds, also where descriptors refer to them.
+    pub fn expect_deleted(&mut self, files: impl IntoIterator<Item = (u64, u64)>) {
+        self.deleted.extend(files);
+    }
+
+    /// Whether it is such a file.
+    pub fn is_deleted(&self, device: u64, inode: u64) -> bool {
+        self.deleted.contains(&(device, inode))
+    }
+
+    /// Of all but copies of files, st_dev and st_ino, with their indices.
+    pub fn inodes(&self) -> impl Iterator<Item = ((u64, u64), u32)> {
+        let is_copy = |index: u32| matches!(self.objects[index as usize].kind, SharedKind::Copy { .. });
+        self.by_inode.iter().map(|(inode, index)| (*inode, *index)).filter(move |(_, index)| !is_copy(*index))
+    }
+
+    /// Whether it is carried as memory, and not as a file.
+    pub fn holds(&self, stat: &FileStat) -> bool {
+        self.lives_on(stat.st_dev) || self.is_deleted(stat.st_dev, stat.st_ino)
+    }
+
     /// The index in Snapshot::shared_objects of what `file` refers to: a duplicate, or an opened entry of map_files.
     pub fn intern(&mut self, file: OwnedFd) -> Result<u32> {
         let stat = fstat(&file).context("fstat")?;
         if let Some(index) = self.find(stat.st_dev, stat.st_ino) {
             return Ok(index);
         }
-        ensure!(self.lives_on(stat.st_dev), "is not memory of a memfd");
-        let kind = kind_of(&file, &stat)?;
+        ensure!(self.holds(&stat), "is not memory of a memfd");
+        let kind = match self.lives_on(stat.st_dev) {
+            true => kind_of(&file, &stat)?,
+            false => kind_of_deleted(&file, &stat)?,
+        };
         self.add(kind, &stat, readable(file))
     }
 
@@ -109,6 +136,19 @@ fn kind_of(file: &OwnedFd, stat: &FileStat) -> Result<SharedKind> {
         "is shared memory of a driver ({}), which cryopod does not carry",
         String::from_utf8_lossy(name)
     );
+}
+
+/// As a file of tmpfs it cannot be sealed any more (F_GET_SEALS).
+fn kind_of_deleted(file: &OwnedFd, stat: &FileStat) -> Result<SharedKind> {
+    const NAME_MAX: usize = 249; // memfd_create(2)
+    let link = readlink(own_path(file.as_fd()).as_str()).context("readlink /proc/self/fd/N")?.into_vec();
+    let path = link.strip_suffix(b" (deleted)").unwrap_or(&link);
+    let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+    Ok(SharedKind::Memfd {
+        name: name[..name.len().min(NAME_MAX)].to_vec(),
+        seals: SealFlag::F_SEAL_SEAL.bits().cast_unsigned(),
+        mode: stat.st_mode,
+    })
 }
 
 /// A description of our own that can be read, whatever the access mode of the process's. Where the mode of the memfd forbids

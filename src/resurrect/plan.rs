@@ -4,6 +4,8 @@
 pub mod rights;
 pub mod settings;
 
+use std::time::Duration;
+
 use nix::unistd::Pid;
 
 use super::timens::{self, ClockPolicy, HostClocks, TimeOffsets};
@@ -47,8 +49,8 @@ pub struct Taken {
     pub holder: String,
     /// What to do about it.
     pub remedy: String,
-    /// It has ended, and init is going to wait for it.
-    pub is_passing: bool,
+    /// How long it may take until it is free: of what has ended, and for which its parent, init perhaps, is going to wait.
+    pub patience: Duration,
 }
 
 impl Taken {

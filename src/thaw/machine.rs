@@ -133,18 +133,31 @@ fn lacking(snapshot: &Snapshot) -> Vec<(i32, String)> {
     lacking.filter(|(_, features)| !features.is_empty()).collect()
 }
 
-/// How long init may take to wait for processes that were left to it, as those of a tree are that was just frozen.
+/// How long init may take to wait for what was left to it, as the processes of a tree are that was just frozen; and another parent.
 const INITS_PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_millis(500);
+
+fn patience(is_zombie: bool, parent: i32) -> Duration {
+    match (is_zombie, parent) {
+        (true, 1) => INITS_PATIENCE,
+        (true, _) => PATIENCE,
+        (false, _) => Duration::ZERO,
+    }
+}
 
 /// As [`taken_ids`], without those that are free in a moment.
 fn taken_for_long(snapshot: &Snapshot) -> Vec<Taken> {
-    let deadline = Instant::now() + INITS_PATIENCE;
+    let begin = Instant::now();
     loop {
         let taken = taken_ids(snapshot);
-        if !taken.iter().any(|taken| taken.is_passing) || Instant::now() > deadline {
+        if taken.iter().all(|taken| begin.elapsed() >= taken.patience) {
             return taken;
         }
-        std::thread::sleep(Duration::from_millis(10));
+        // What is not going to be free is told at once.
+        if taken.iter().any(|taken| taken.patience.is_zero()) {
+            return taken;
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -160,7 +173,7 @@ pub fn taken_ids(snapshot: &Snapshot) -> Vec<Taken> {
                     id,
                     holder: format!("a {what} without its leader, of pid {} ({})", member.pid, member.name),
                     remedy: format!("wait until it has ended, or end it: kill {}", member.pid),
-                    is_passing: member.is_passing,
+                    patience: member.patience,
                 });
             }
         }
@@ -174,7 +187,7 @@ struct Member {
     name: String,
     group: i32,
     session: i32,
-    is_passing: bool,
+    patience: Duration,
 }
 
 /// All processes; those that end meanwhile hold nothing any more.
@@ -197,7 +210,7 @@ fn member(pid: i32, stat: &str) -> Option<Member> {
     Some(Member {
         pid,
         name: name.to_owned(),
-        is_passing: state == "Z" && parent == "1",
+        patience: patience(state == "Z", parent.parse().ok()?),
         group: fields.next()?.parse().ok()?,
         session: fields.next()?.parse().ok()?,
     })
@@ -223,12 +236,11 @@ fn taken_by_task(id: i32) -> Option<Taken> {
         _ if status.tgid != id => (format!("a thread of pid {} ({name})", status.tgid), remedy),
         _ => (format!("process {name}"), remedy),
     };
-    let is_passing = status.state == 'Z' && status.ppid == 1;
     Some(Taken {
         id,
         holder,
         remedy,
-        is_passing,
+        patience: patience(status.state == 'Z', status.ppid),
     })
 }
 

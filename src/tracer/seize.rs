@@ -36,19 +36,10 @@ pub(super) fn seize_member(pid: Pid, nursery: &mut Nursery) -> anyhow::Result<St
     if nursery.take(pid) {
         seizure.born(Running::born_traced(pid));
     }
-    while seizure.seize_new_threads()? {
-        seizure.wait_for_all()?;
-    }
-    if seizure
-        .proc
-        .stat()
-        .with_context(|| format!("/proc/{pid}/stat"))?
-        .start_time
-        != start_time
-    {
-        bail!("pid {pid} ended and another process has its number now");
-    }
+    let seized = seizure.seize_all(start_time);
+    // Also of one that has ended meanwhile.
     nursery.0.append(&mut seizure.children);
+    seized?;
     Ok(StoppedProcess {
         since,
         ..seizure.into_process()?
@@ -123,6 +114,17 @@ impl Seizure {
             before: HashMap::new(),
             children: Vec::new(),
         }
+    }
+
+    fn seize_all(&mut self, start_time: u64) -> anyhow::Result<()> {
+        while self.seize_new_threads()? {
+            self.wait_for_all()?;
+        }
+        let stat = self.proc.stat().with_context(|| format!("/proc/{}/stat", self.pid))?;
+        if stat.start_time != start_time {
+            bail!("pid {} ended and another process has its number now", self.pid);
+        }
+        Ok(())
     }
 
     /// One pass over /proc/PID/task; false once it finds nobody new. Seizes and interrupts without waiting.

@@ -145,6 +145,8 @@ struct Hunt {
     last_pid: i32,
     caught: Vec<StoppedProcess>,
     known: HashSet<Pid>,
+    /// Found ended, or a copy that another freeze has made.
+    dead: HashSet<Pid>,
     /// Born of one that was traced already, and traced therefore.
     nursery: Nursery,
 }
@@ -155,11 +157,8 @@ impl Hunt {
         if self.known.contains(&pid) {
             return Ok(());
         }
-        let is_member = || match ProcDir::open(pid).and_then(|proc| Ok((proc.stat()?, proc.tids()?))) {
-            Ok((stat, tids)) => (!stat.is_dead() || tids.len() > 1) && !is_copy(&stat),
-            Err(_gone) => false,
-        };
-        if !by_name && !is_member() {
+        if !by_name && !is_member(pid) {
+            self.dead.insert(pid);
             return Ok(());
         }
         match seize_member(pid, &mut self.nursery) {
@@ -168,35 +167,31 @@ impl Hunt {
                 self.caught.push(process);
                 Ok(())
             }
-            Err(_ended) if !by_name && !is_member() => Ok(()),
+            Err(_ended) if !by_name && !is_member(pid) => {
+                self.dead.insert(pid);
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }
 
-    /// Everybody below those that were caught. A parent that stands still makes no more children, but those of a process that was not yet
-    /// stopped when it ended become children of another one, here or outside.
+    /// Everybody below those that were caught. A parent that stands still makes no more children, but those of a process that ended before it
+    /// was stopped become children of another one, here or outside: so this goes on until nobody new is there, nor anybody newly dead.
     fn down(&mut self, born_since: u64) -> anyhow::Result<Hunted> {
         loop {
+            let before = (self.known.len(), self.dead.len());
             let mut looked = 0;
             while looked < self.caught.len() {
-                let children = self.caught[looked].children().context("children")?;
-                for child in children {
+                for child in self.caught[looked].children().context("children")? {
                     self.take(child, false)?;
                 }
                 looked += 1;
             }
-            let before = self.known.len();
             let (ours, strays) = self.orphans(born_since)?;
             for pid in ours {
                 self.take(pid, false)?;
             }
-            // A child that was adopted by one of the first, while others were looked at.
-            for at in 0..self.caught.len() {
-                for child in self.caught[at].children().context("children")? {
-                    self.take(child, false)?;
-                }
-            }
-            if self.known.len() == before {
+            if (self.known.len(), self.dead.len()) == before {
                 self.sort();
                 return Ok(if strays { Hunted::Uncertain } else { Hunted::All });
             }
@@ -258,6 +253,13 @@ impl Hunt {
             self.caught.extend(ready);
             waiting = others;
         }
+    }
+}
+
+fn is_member(pid: Pid) -> bool {
+    match ProcDir::open(pid).and_then(|proc| Ok((proc.stat()?, proc.tids()?))) {
+        Ok((stat, tids)) => (!stat.is_dead() || tids.len() > 1) && !is_copy(&stat),
+        Err(_gone) => false,
     }
 }
 

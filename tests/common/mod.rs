@@ -51,6 +51,7 @@ impl Program {
             .unwrap_or_else(|e| panic!("start {command:?}: {e}"));
         let output = Output::of(&mut child);
         let pid = child.id() as i32;
+        STARTED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(pid);
         Program { child, pid, output }
     }
 
@@ -366,3 +367,38 @@ macro_rules! roundtrip {
 }
 #[allow(unused_imports)]
 pub(crate) use roundtrip;
+
+/// Orphans of frozen trees come to this test, which waits for them at once: init takes its time on some machines. What is a zombie for longer
+/// than those take who wait for their own children is an orphan, unless it is a program under test.
+pub fn reap_orphans() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        nix::sys::prctl::set_child_subreaper(true).expect("PR_SET_CHILD_SUBREAPER");
+        std::thread::spawn(|| {
+            let mut before = Vec::new();
+            loop {
+                let zombies = zombie_children();
+                for pid in zombies.iter().filter(|pid| before.contains(*pid)) {
+                    let _someone_has = nix::sys::wait::waitpid(Pid::from_raw(*pid), Some(nix::sys::wait::WaitPidFlag::WNOHANG));
+                }
+                before = zombies;
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+    });
+}
+
+fn zombie_children() -> Vec<i32> {
+    let own = std::process::id();
+    let tasks = std::fs::read_dir(format!("/proc/{own}/task")).into_iter().flatten().flatten();
+    let lists = tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default());
+    let started = STARTED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let is_orphan = |pid: &i32| state(*pid) == Some('Z') && !started.contains(pid);
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>())
+        .filter(is_orphan)
+        .collect()
+}
+
+/// Programs under test, each of which waits for itself.
+static STARTED: std::sync::Mutex<Vec<i32>> = std::sync::Mutex::new(Vec::new());

@@ -1,0 +1,189 @@
+//! Whole trees: nobody escapes, nobody is lost, and nothing is left of a thaw that fails.
+
+mod common;
+
+use common::{CRYOPOD, Program, can_thaw, cryopod, exists, scratch, state, stderr, wait_until};
+use nix::sys::signal::Signal;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// The processes below `pid`, itself among them.
+fn below(pid: i32) -> Vec<i32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|child| child.parse().ok());
+    std::iter::once(pid).chain(children.flat_map(below)).collect()
+}
+
+fn go(dir: &Path) {
+    fs::write(dir.join("go"), "").expect("the directory takes a file");
+}
+
+fn bash(script: &str, dir: &Path) -> Program {
+    let mut command = Command::new("bash");
+    let mut program = Program::start(command.args(["-c", script]).current_dir(dir));
+    program.wait_for(|line| line == "READY");
+    program
+}
+
+#[test]
+fn children_come_along() {
+    if !can_thaw() {
+        return;
+    }
+    common::reap_orphans();
+    let dir = scratch();
+    let script = r#"pipe(my $r, my $w); my $child = fork // die;
+        if (!$child) { close $w; my $got = <$r>; exit($got eq "hello\n" ? 7 : 1) }
+        close $r; print "$child\n"; print "READY\n"; select(undef, undef, undef, 0.005) until -e "go";
+        syswrite $w, "hello\n"; waitpid $child, 0; print $? >> 8 == 7 ? "PASS\n" : "FAIL $?\n""#;
+    let program = Program::perl(script, dir.path());
+    let (pid, child) = (program.pid, below(program.pid)[1]);
+    assert!(program.output.has(&child.to_string()));
+    let image = dir.path().join("app.img");
+    program.freeze(&image);
+    wait_until("the child is gone", || !exists(child));
+    let program = Program::thaw(&image, pid);
+    assert_eq!(below(pid), [pid, child]);
+    go(dir.path());
+    program.expect_pass();
+}
+
+/// Children that fork children and end, as fast as they can: none runs while they are frozen, and each generation is counted once.
+#[test]
+fn nobody_escapes_from_a_fork_loop() {
+    if !can_thaw() {
+        return;
+    }
+    common::reap_orphans();
+    let script = r#"use IO::Handle; syscall(157, 36, 1, 0, 0, 0) == 0 or die; open(my $log, ">>", "log"); $log->autoflush(1);
+        if (!fork) { for (my $n = 1;; $n++) {
+            syswrite $log, "$n\n"; select(undef, undef, undef, 0.0005); exit 0 if fork;
+            if (-e "go") { syswrite $log, "end\n"; exit 0 } } }
+        print "READY\n"; until (-e "go") { waitpid(-1, 1); select(undef, undef, undef, 0.002) } 1 while wait > 0; print "PASS\n""#;
+    let script = script.replace("157", &nix::libc::SYS_prctl.to_string());
+    for _ in 0..20 {
+        let dir = scratch();
+        let log = || fs::read_to_string(dir.path().join("log")).unwrap_or_default();
+        let program = Program::perl(&script, dir.path());
+        wait_until("it forks", || log().len() > 100);
+        let pid = program.pid;
+        let image = dir.path().join("app.img");
+        program.freeze(&image);
+        let before = log();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert_eq!(log(), before, "somebody was not frozen");
+        let program = Program::thaw(&image, pid);
+        wait_until("it goes on", || log().len() > before.len() + 20);
+        go(dir.path());
+        program.expect_pass();
+        let log = log();
+        let numbers: Vec<&str> = log.lines().collect();
+        let expected = (1..numbers.len()).map(|number| number.to_string()).chain(["end".to_owned()]);
+        assert!(numbers.iter().map(|line| (*line).to_owned()).eq(expected), "{log}");
+    }
+}
+
+/// A pipe between two that are no relatives.
+#[test]
+fn several_processes_in_one_image() {
+    if !can_thaw() {
+        return;
+    }
+    common::reap_orphans();
+    let dir = scratch();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
+    let reader = r#"open(my $f, "+<", "fifo"); print "READY\n"; my $got = <$f>; print $got eq "hello\n" ? "PASS\n" : "FAIL\n""#;
+    let mut reader = Program::perl(reader, dir.path());
+    let writer = r#"open(my $f, ">", "fifo"); print "READY\n"; select(undef, undef, undef, 0.005) until -e "go";
+        syswrite $f, "hello\n"; print "PASS\n""#;
+    let mut writer = Program::perl(writer, dir.path());
+    let (first, second) = (reader.pid.to_string(), writer.pid.to_string());
+    let image = dir.path().join("app.img");
+    let freeze = cryopod(&[&"freeze", &first, &second, &"--no-sync", &"-o", &image]);
+    assert_eq!(freeze.status.code(), Some(0), "{}", stderr(&freeze));
+    reader.wait();
+    writer.wait();
+    let thawed = Program::thaw(&image, reader.pid);
+    wait_until("the second is there as well", || exists(writer.pid));
+    go(dir.path());
+    thawed.expect_pass();
+}
+
+/// The last of three ids is taken: of the first two nothing is left.
+#[test]
+fn a_thaw_that_fails_leaves_nobody() {
+    if !can_thaw() {
+        return;
+    }
+    common::reap_orphans();
+    let dir = scratch();
+    let program = bash("sleep 1000 & sleep 1001 & echo READY; wait", dir.path());
+    let pid = program.pid;
+    wait_until("both are there", || below(pid).len() == 3);
+    let all = below(pid);
+    let image = dir.path().join("app.img");
+    program.freeze(&image);
+    wait_until("all are gone", || all.iter().all(|pid| !exists(*pid)));
+    // A limit of descriptors that the table of thaw fits in, but not that of the image with everything that is made for it.
+    let thaw = Command::new("sh")
+        .args(["-c", "ulimit -n 14; exec \"$0\" thaw \"$1\"", CRYOPOD])
+        .arg(&image)
+        .stdin(Stdio::null())
+        .output()
+        .expect("sh is there");
+    assert!(matches!(thaw.status.code(), Some(125 | 126)), "{:?} {}", thaw.status, stderr(&thaw));
+    wait_until("nothing is left", || all.iter().all(|pid| !exists(*pid)));
+    let program = Program::thaw(&image, pid);
+    assert_eq!(below(pid), all);
+    program.signal_program(Signal::SIGKILL);
+    for pid in &all[1..] {
+        let _gone = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGKILL);
+    }
+}
+
+/// bash with variables, a function, a job that runs and one that is stopped; asked afterwards, twice in a row.
+#[test]
+fn bash_with_jobs() {
+    if !can_thaw() {
+        return;
+    }
+    common::reap_orphans();
+    let dir = scratch();
+    let script = r#"set -m; f() { echo "$1-$x"; }; x=41; declare -A map=([a]=1 [b]=2)
+        sleep 1000 & p1=$!; sleep 1001 & p2=$!; kill -STOP %2; exec 5< <(seq 1 100000); read -u 5 first; echo READY
+        until [ -e go ]; do read -t 0.02 < /dev/zero; ((x++, x--)); done
+        jobs > jobs; read -u 5 second; kill %1 %2; wait $p1; one=$?; wait $p2; two=$?
+        [ "$(f a) ${map[b]} $first $second $one $two" = "a-41 2 1 2 143 143" ] && grep -q "Running.*1000" jobs && grep -q "Stopped.*1001" jobs && echo PASS"#;
+    let mut program = bash(script, dir.path());
+    let pid = program.pid;
+    wait_until("a job is stopped", || below(pid).iter().any(|pid| state(*pid) == Some('T')));
+    let all = below(pid);
+    for image in ["1.img", "2.img"] {
+        let image = dir.path().join(image);
+        program.freeze(&image);
+        program = Program::thaw(&image, pid);
+        assert_eq!(below(pid), all);
+        assert!(below(pid).iter().any(|pid| state(*pid) == Some('T')), "the stopped job runs");
+    }
+    go(dir.path());
+    program.expect_pass();
+}
+
+/// A child alone would lose what it has in common with its parent.
+#[test]
+fn memory_in_common_with_others_is_refused() {
+    let dir = scratch();
+    let mut parent = Program::start(common::build::fixture("tree/sharing.c").current_dir(dir.path()));
+    parent.wait_for(|line| line == "READY");
+    let child = below(parent.pid)[1];
+    let image = dir.path().join("app.img");
+    let freeze = cryopod(&[&"freeze", &child.to_string(), &"-o", &image]);
+    assert_eq!(freeze.status.code(), Some(3), "{}", stderr(&freeze));
+    let expected = format!("freeze both: name pid {} as well", parent.pid);
+    assert!(stderr(&freeze).contains(&expected), "{}", stderr(&freeze));
+    assert!(!image.exists());
+    parent.signal(Signal::SIGUSR1);
+    parent.expect_pass();
+}
