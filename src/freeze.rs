@@ -93,6 +93,9 @@ pub fn freeze(pids: &[i32], mut output: Output, options: &Options<'_>) -> Result
         let late = described.inputs.late();
         warnings.extend(late.into_iter().map(|late| format!("pid {pid}: {late}")));
     }
+    if options.afterwards == Afterwards::LeaveStopped {
+        warnings.extend(stopped_before(&tree));
+    }
     options.observer.step("release");
     let since = tree.stopped_since();
     release(tree, options.afterwards).context("the image is complete, but")?;
@@ -105,6 +108,17 @@ pub fn freeze(pids: &[i32], mut output: Output, options: &Options<'_>) -> Result
         paused: since.elapsed(),
         warnings,
     })
+}
+
+/// Nothing tells them from the others later.
+fn stopped_before(tree: &StoppedTree) -> Vec<String> {
+    let others = tree
+        .processes()
+        .iter()
+        .skip(1)
+        .filter(|process| process.group_stop().is_some());
+    let note = "was stopped already, and `cryopod resume` will let it go on as well";
+    others.map(|process| format!("pid {} {note}", process.pid())).collect()
 }
 
 fn first(pids: &[i32]) -> Result<i32> {

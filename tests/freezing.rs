@@ -57,22 +57,6 @@ fn assert_code(output: &Output, code: i32) {
 }
 
 #[test]
-fn children_are_refused_by_name() {
-    let dir = scratch();
-    let script = r#"my $child = fork // die; if (!$child) { sleep 1 while 1 } print "$child\n"; print "READY\n"; sleep 1 until -e "go";
-        kill 9, $child; print "PASS\n""#;
-    let program = Program::perl(script, dir.path());
-    let child = program.output.lines().first().expect("READY came after it").clone();
-    let image = dir.path().join("app.img");
-    let freeze = cryopod(&[&"freeze", &program.pid.to_string(), &"-o", &image]);
-    assert_code(&freeze, 3);
-    assert!(stderr(&freeze).contains(&child), "{}", stderr(&freeze));
-    assert!(!image.exists());
-    fs::write(dir.path().join("go"), "").expect("the directory takes a file");
-    program.expect_pass();
-}
-
-#[test]
 fn cryopod_does_not_freeze_itself_or_its_ancestors() {
     let dir = scratch();
     let image = dir.path().join("app.img").display().to_string();

@@ -73,8 +73,6 @@ refused! {
     a_seccomp_filter_that_forbids_loans: "seccomp_loans", "thread ", "seccomp filter that forbids munmap", "allow that call";
     a_supervised_seccomp_filter: "seccomp_supervised", "seccomp", "supervisor", "start the program without";
     strict_seccomp: "seccomp_strict", "strict mode of seccomp", "start the program without";
-    a_mapping_of_a_deleted_file: "deleted", "mapping ", "was deleted", "restart the program";
-    a_mapping_of_a_replaced_file: "replaced", "mapping ", "another file has its name", "restart the program";
     a_deleted_working_directory: "directory", "working directory", "was deleted";
     a_thread_with_its_own_descriptors: "own_table", "thread ", "its table of descriptors";
     a_tracer: "tracer", "the process", "is traced by pid", "detach that tracer";

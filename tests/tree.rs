@@ -79,7 +79,9 @@ fn nobody_escapes_from_a_fork_loop() {
         program.expect_pass();
         let log = log();
         let numbers: Vec<&str> = log.lines().collect();
-        let expected = (1..numbers.len()).map(|number| number.to_string()).chain(["end".to_owned()]);
+        let expected = (1..numbers.len())
+            .map(|number| number.to_string())
+            .chain(["end".to_owned()]);
         assert!(numbers.iter().map(|line| (*line).to_owned()).eq(expected), "{log}");
     }
 }
@@ -94,7 +96,8 @@ fn several_processes_in_one_image() {
     let dir = scratch();
     let fifo = dir.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
-    let reader = r#"open(my $f, "+<", "fifo"); print "READY\n"; my $got = <$f>; print $got eq "hello\n" ? "PASS\n" : "FAIL\n""#;
+    let reader =
+        r#"open(my $f, "+<", "fifo"); print "READY\n"; my $got = <$f>; print $got eq "hello\n" ? "PASS\n" : "FAIL\n""#;
     let mut reader = Program::perl(reader, dir.path());
     let writer = r#"open(my $f, ">", "fifo"); print "READY\n"; select(undef, undef, undef, 0.005) until -e "go";
         syswrite $f, "hello\n"; print "PASS\n""#;
@@ -133,7 +136,12 @@ fn a_thaw_that_fails_leaves_nobody() {
         .stdin(Stdio::null())
         .output()
         .expect("sh is there");
-    assert!(matches!(thaw.status.code(), Some(125 | 126)), "{:?} {}", thaw.status, stderr(&thaw));
+    assert!(
+        matches!(thaw.status.code(), Some(125 | 126)),
+        "{:?} {}",
+        thaw.status,
+        stderr(&thaw)
+    );
     wait_until("nothing is left", || all.iter().all(|pid| !exists(*pid)));
     let program = Program::thaw(&image, pid);
     assert_eq!(below(pid), all);
@@ -158,14 +166,19 @@ fn bash_with_jobs() {
         [ "$(f a) ${map[b]} $first $second $one $two" = "a-41 2 1 2 143 143" ] && grep -q "Running.*1000" jobs && grep -q "Stopped.*1001" jobs && echo PASS"#;
     let mut program = bash(script, dir.path());
     let pid = program.pid;
-    wait_until("a job is stopped", || below(pid).iter().any(|pid| state(*pid) == Some('T')));
+    wait_until("a job is stopped", || {
+        below(pid).iter().any(|pid| state(*pid) == Some('T'))
+    });
     let all = below(pid);
     for image in ["1.img", "2.img"] {
         let image = dir.path().join(image);
         program.freeze(&image);
         program = Program::thaw(&image, pid);
         assert_eq!(below(pid), all);
-        assert!(below(pid).iter().any(|pid| state(*pid) == Some('T')), "the stopped job runs");
+        // It takes its stop as soon as it is scheduled.
+        wait_until("the job is stopped again", || {
+            below(pid).iter().any(|pid| state(*pid) == Some('T'))
+        });
     }
     go(dir.path());
     program.expect_pass();
@@ -186,4 +199,77 @@ fn memory_in_common_with_others_is_refused() {
     assert!(!image.exists());
     parent.signal(Signal::SIGUSR1);
     parent.expect_pass();
+}
+
+#[test]
+fn a_tree_that_was_left_stopped_goes_on_or_ends() {
+    common::reap_orphans();
+    let dir = scratch();
+    let mut program = bash(
+        "(until [ -e go ]; do sleep 0.01; done; echo PASS) & echo READY; wait",
+        dir.path(),
+    );
+    let pid = program.pid;
+    let image = dir.path().join("app.img");
+    for verb in ["resume", "end"] {
+        let stopped = || below(pid).iter().all(|pid| state(*pid) == Some('T'));
+        // A sleep that ends between two looks is not one of the tree.
+        program.freeze_with(&image, &["--leave-stopped"]);
+        assert!(stopped() && below(pid).len() >= 2, "{:?}", below(pid));
+        let all = below(pid);
+        let done = cryopod(&[&verb, &pid.to_string()]);
+        assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+        if verb == "end" {
+            program.wait();
+            wait_until("all are gone", || all.iter().all(|pid| !exists(*pid)));
+            return;
+        }
+        wait_until("all go on", || below(pid).iter().all(|pid| state(*pid) != Some('T')));
+    }
+}
+
+/// make -j4 in the middle of compiling, twice: what comes out is what an undisturbed one makes.
+#[test]
+fn make_in_the_middle_of_compiling() {
+    if !can_thaw() {
+        return;
+    }
+    common::reap_orphans();
+    let dir = scratch();
+    let function = |file: usize, n: usize| {
+        format!(
+            "int f{file}_{n}(int x) {{ int s = 0; for (int i = 0; i < x; i++) s += i * {n} ^ (s >> 3); return s; }}\n"
+        )
+    };
+    for file in 0..8 {
+        let source: String = (0..400).map(|n| function(file, n)).collect();
+        fs::write(dir.path().join(format!("f{file}.c")), source).expect("the directory takes a file");
+    }
+    let objects = (0..8).map(|file| format!("f{file}.o")).collect::<Vec<_>>().join(" ");
+    let makefile =
+        format!("all: {objects}\n\tcat {objects} > all\n\techo PASS\n%.o: %.c\n\techo READY\n\tgcc -O2 -c -o $@ $<\n");
+    fs::write(dir.path().join("Makefile"), makefile).expect("the directory takes a file");
+    let make = || {
+        let mut command = Command::new("make");
+        command.args(["-s", "-j4"]).current_dir(dir.path());
+        command
+    };
+    let made = || fs::read(dir.path().join("all")).expect("make has made it");
+    assert!(make().output().expect("make is there").status.success());
+    let undisturbed = made();
+    for file in (0..8).map(|file| format!("f{file}.o")).chain(["all".to_owned()]) {
+        fs::remove_file(dir.path().join(file)).expect("make has made it");
+    }
+    let mut program = Program::start(&mut make());
+    program.wait_for(|line| line == "READY");
+    let pid = program.pid;
+    for image in ["1.img", "2.img"] {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(below(pid).len() > 3, "it is done already");
+        let image = dir.path().join(image);
+        program.freeze(&image);
+        program = Program::thaw(&image, pid);
+    }
+    program.expect_pass();
+    assert!(made() == undisturbed);
 }

@@ -7,20 +7,21 @@ use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
+use super::freeze::named;
 use super::progress::Verbosity;
 use crate::collect::{ProcDir, Status};
 use crate::refusal::{Refusal, Refused};
 use crate::sys::fds::pidfd_open;
 use crate::sys::process::pidfd_send_signal;
 
-/// End a process that a freeze left stopped
+/// End a process that a freeze left stopped, and everybody below it
 #[derive(clap::Args, Debug)]
 pub struct EndArgs {
     #[arg(value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     pid: i32,
 }
 
-/// Let a process go on that a freeze left stopped
+/// Let a process go on that a freeze left stopped, and everybody below it
 #[derive(clap::Args, Debug)]
 pub struct ResumeArgs {
     #[arg(value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
@@ -29,19 +30,63 @@ pub struct ResumeArgs {
 
 pub fn end(args: &EndArgs, verbosity: Verbosity) -> Result<ExitCode> {
     let pid = args.pid;
-    let process = stopped(pid)?;
-    pidfd_send_signal(&process, Signal::SIGKILL).with_context(|| format!("cannot end pid {pid}"))?;
-    wait_for_end(&process).with_context(|| format!("pid {pid} does not end"))?;
-    report(verbosity, format_args!("pid {pid} ended"));
+    let tree = stopped_tree(pid)?;
+    for (member, process) in &tree {
+        pidfd_send_signal(process, Signal::SIGKILL).with_context(|| format!("cannot end pid {member}"))?;
+    }
+    for (member, process) in &tree {
+        wait_for_end(process).with_context(|| format!("pid {member} does not end"))?;
+    }
+    report(verbosity, format_args!("{} ended", named(pid, tree.len())));
     Ok(ExitCode::SUCCESS)
 }
 
 pub fn resume(args: &ResumeArgs, verbosity: Verbosity) -> Result<ExitCode> {
     let pid = args.pid;
-    let process = stopped(pid)?;
-    pidfd_send_signal(&process, Signal::SIGCONT).with_context(|| format!("cannot resume pid {pid}"))?;
-    report(verbosity, format_args!("pid {pid} goes on"));
+    let tree = stopped_tree(pid)?;
+    // Children first: a parent that goes on finds them as it left them.
+    for (member, process) in tree.iter().rev() {
+        pidfd_send_signal(process, Signal::SIGCONT).with_context(|| format!("cannot resume pid {member}"))?;
+    }
+    let goes_on = if tree.len() == 1 { "goes on" } else { "go on" };
+    report(verbosity, format_args!("{} {goes_on}", named(pid, tree.len())));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Handles of a process and of everybody below it, each before its children. All of them are stopped, or ended.
+fn stopped_tree(pid: i32) -> Result<Vec<(i32, OwnedFd)>> {
+    let mut tree = vec![(pid, stopped(pid)?)];
+    let mut looked = 0;
+    while looked < tree.len() {
+        for child in children(tree[looked].0)? {
+            match stopped(child) {
+                Ok(process) => tree.push((child, process)),
+                Err(_) if state(child).is_none_or(|state| matches!(state, 'Z' | 'X')) => {}
+                Err(refused) => return Err(refused.into()),
+            }
+        }
+        looked += 1;
+    }
+    Ok(tree)
+}
+
+/// Of all its threads. None of a process that has ended meanwhile.
+fn children(pid: i32) -> Result<Vec<i32>> {
+    let Ok(dir) = ProcDir::by_pid(pid) else {
+        return Ok(Vec::new());
+    };
+    let mut children = Vec::new();
+    for tid in dir.numbers("task").unwrap_or_default() {
+        let list = dir.read_if_any(&format!("task/{tid}/children"))?.unwrap_or_default();
+        let list = String::from_utf8_lossy(&list).into_owned();
+        children.extend(list.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
+    }
+    Ok(children)
+}
+
+fn state(pid: i32) -> Option<char> {
+    let status = Status::of(&ProcDir::by_pid(pid).ok()?).ok()?;
+    Some(status.state)
 }
 
 /// A pidfd becomes readable when its process ends (pidfd_open(2)).

@@ -169,7 +169,7 @@ impl Args {
 }
 
 /// `pid 4127`, or `pid 4127 and 3 more`.
-fn named(pid: i32, processes: usize) -> String {
+pub fn named(pid: i32, processes: usize) -> String {
     match processes {
         1 => format!("pid {pid}"),
         all => format!("pid {pid} and {} more", all - 1),

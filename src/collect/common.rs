@@ -23,7 +23,9 @@ pub fn deleted_files(process: &ProcDir) -> Result<HashSet<(u64, u64)>> {
 
 fn is_deleted_file(area: &Area) -> bool {
     let name = &area.name;
-    let is_file = ["/memfd:", "/dev/zero (deleted)", "/SYSV", "/[aio]", "/secretmem"].iter().all(|other| !name.starts_with(other.as_bytes()));
+    let is_file = ["/memfd:", "/dev/zero (deleted)", "/SYSV", "/[aio]", "/secretmem"]
+        .iter()
+        .all(|other| !name.starts_with(other.as_bytes()));
     area.shared && is_file && name.starts_with(b"/") && name.ends_with(b" (deleted)")
 }
 
@@ -39,8 +41,14 @@ pub fn outsiders(pids: &[i32], inodes: &HashSet<(u64, u64)>) -> Result<HashMap<(
         return Ok(found);
     }
     let own = std::process::id().cast_signed();
-    for pid in all_processes()?.into_iter().filter(|pid| !pids.contains(pid) && *pid != own) {
-        let Ok(areas) = ProcDir::by_pid(pid).map_err(Into::into).and_then(|dir| memory::areas_without_flags(&dir)) else {
+    for pid in all_processes()?
+        .into_iter()
+        .filter(|pid| !pids.contains(pid) && *pid != own)
+    {
+        let Ok(areas) = ProcDir::by_pid(pid)
+            .map_err(Into::into)
+            .and_then(|dir| memory::areas_without_flags(&dir))
+        else {
             continue;
         };
         for area in areas.iter().filter(|area| area.shared && inodes.contains(&inode(area))) {

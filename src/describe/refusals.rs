@@ -172,14 +172,25 @@ impl Refusals {
 /// Memory of which somebody else would see the changes no more.
 pub fn of_shared_objects(facts: &Facts) -> Vec<Refusal> {
     let pid = facts.members[0].pid;
-    let shared = facts.shared_objects.iter().filter_map(|shared| Some((shared, shared.outsider.as_ref()?)));
+    let shared = facts
+        .shared_objects
+        .iter()
+        .filter_map(|shared| Some((shared, shared.outsider.as_ref()?)));
     let refusal = |(shared, outsider): (&SharedFacts, &Relative)| {
         let object = match &shared.object.kind {
             SharedKind::Anonymous => "its shared memory".to_owned(),
             SharedKind::Memfd { name, .. } | SharedKind::Copy { name, .. } => format!("its memory {}", shown(name)),
         };
-        let reason = format!("is mapped by {} as well, which is not frozen with it", named("pid", outsider));
-        Refusal::new(pid, object, reason, format!("freeze both: name pid {} as well", outsider.pid))
+        let reason = format!(
+            "is mapped by {} as well, which is not frozen with it",
+            named("pid", outsider)
+        );
+        Refusal::new(
+            pid,
+            object,
+            reason,
+            format!("freeze both: name pid {} as well", outsider.pid),
+        )
     };
     shared.map(refusal).collect()
 }

@@ -56,7 +56,10 @@ impl SharedObjects {
     /// Of all but copies of files, st_dev and st_ino, with their indices.
     pub fn inodes(&self) -> impl Iterator<Item = ((u64, u64), u32)> {
         let is_copy = |index: u32| matches!(self.objects[index as usize].kind, SharedKind::Copy { .. });
-        self.by_inode.iter().map(|(inode, index)| (*inode, *index)).filter(move |(_, index)| !is_copy(*index))
+        self.by_inode
+            .iter()
+            .map(|(inode, index)| (*inode, *index))
+            .filter(move |(_, index)| !is_copy(*index))
     }
 
     /// Whether it is carried as memory, and not as a file.
@@ -141,7 +144,9 @@ fn kind_of(file: &OwnedFd, stat: &FileStat) -> Result<SharedKind> {
 /// As a file of tmpfs it cannot be sealed any more (F_GET_SEALS).
 fn kind_of_deleted(file: &OwnedFd, stat: &FileStat) -> Result<SharedKind> {
     const NAME_MAX: usize = 249; // memfd_create(2)
-    let link = readlink(own_path(file.as_fd()).as_str()).context("readlink /proc/self/fd/N")?.into_vec();
+    let link = readlink(own_path(file.as_fd()).as_str())
+        .context("readlink /proc/self/fd/N")?
+        .into_vec();
     let path = link.strip_suffix(b" (deleted)").unwrap_or(&link);
     let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
     Ok(SharedKind::Memfd {

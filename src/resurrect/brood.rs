@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use nix::sys::prctl;
 use nix::unistd::Pid;
 
-use super::spawn::{kill_and_reap, kill_only};
+use super::spawn::{kill_and_reap, kill_only, reap_whole};
 
 /// While it lives, orphans among them come to us, so that nothing is left of them when they are killed.
 pub struct Brood {
@@ -49,12 +49,9 @@ impl Drop for Brood {
         for &pid in &self.pids {
             kill_only(Pid::from_raw(pid));
         }
-        // Twice: as their tracer, and as whom they were left to.
+        // Twice: as their tracer, and as whom they were left to. Not killed again: the number may be another's by then.
         for _ in 0..2 {
-            self.pids
-                .iter()
-                .rev()
-                .for_each(|&pid| kill_and_reap(Pid::from_raw(pid)));
+            self.pids.iter().rev().for_each(|&pid| reap_whole(Pid::from_raw(pid)));
         }
         // It was possible to set it.
         let _ = prctl::set_child_subreaper(self.was_subreaper);

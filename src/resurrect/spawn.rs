@@ -111,6 +111,11 @@ impl Drop for Unexecuted {
 /// Kills a child of ours and waits until it is gone; there is nobody to tell if it already is.
 pub fn kill_and_reap(pid: Pid) {
     kill_only(pid);
+    reap_whole(pid);
+}
+
+/// Waits for a process that was killed, as its parent or tracer.
+pub fn reap_whole(pid: Pid) {
     // Threads that we trace stay as zombies until we have seen them, and their leader's end is reported after theirs
     // (delay_group_leader(), include/linux/sched/signal.h).
     for thread in threads_of(pid).into_iter().filter(|thread| *thread != pid) {

@@ -51,7 +51,10 @@ impl Program {
             .unwrap_or_else(|e| panic!("start {command:?}: {e}"));
         let output = Output::of(&mut child);
         let pid = child.id() as i32;
-        STARTED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(pid);
+        STARTED
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .push(pid);
         Program { child, pid, output }
     }
 
@@ -379,7 +382,8 @@ pub fn reap_orphans() {
             loop {
                 let zombies = zombie_children();
                 for pid in zombies.iter().filter(|pid| before.contains(*pid)) {
-                    let _someone_has = nix::sys::wait::waitpid(Pid::from_raw(*pid), Some(nix::sys::wait::WaitPidFlag::WNOHANG));
+                    let _someone_has =
+                        nix::sys::wait::waitpid(Pid::from_raw(*pid), Some(nix::sys::wait::WaitPidFlag::WNOHANG));
                 }
                 before = zombies;
                 std::thread::sleep(Duration::from_millis(50));
@@ -390,12 +394,19 @@ pub fn reap_orphans() {
 
 fn zombie_children() -> Vec<i32> {
     let own = std::process::id();
-    let tasks = std::fs::read_dir(format!("/proc/{own}/task")).into_iter().flatten().flatten();
+    let tasks = std::fs::read_dir(format!("/proc/{own}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
     let lists = tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default());
     let started = STARTED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let is_orphan = |pid: &i32| state(*pid) == Some('Z') && !started.contains(pid);
     lists
-        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>())
+        .flat_map(|list| {
+            list.split_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .collect::<Vec<i32>>()
+        })
         .filter(is_orphan)
         .collect()
 }

@@ -46,6 +46,8 @@ impl Report {
                 compression_ratio: (totals.compressed_bytes > 0)
                     .then(|| totals.stored_bytes as f64 / totals.compressed_bytes as f64),
             },
+            zombies: snapshot.zombies.iter().map(zombie).collect(),
+            leaderless: snapshot.leaderless.clone(),
             processes: snapshot
                 .processes
                 .iter()
@@ -308,5 +310,16 @@ fn object((object, amount): (&SharedObject, &Amount)) -> ObjectReport {
         bytes: object.size,
         stored_bytes: amount.stored,
         compressed_bytes: amount.compressed,
+    }
+}
+
+fn zombie(zombie: &Zombie) -> ZombieReport {
+    ZombieReport {
+        pid: zombie.pid,
+        ppid: zombie.ppid,
+        pgid: zombie.pgid,
+        sid: zombie.sid,
+        name: String::from_utf8_lossy(&zombie.name).into_owned(),
+        status: zombie.status,
     }
 }

@@ -21,7 +21,22 @@ pub struct Report {
     pub thread_count: usize,
     pub memory: MemoryTotals,
     pub processes: Vec<ProcessReport>,
+    pub zombies: Vec<ZombieReport>,
+    /// Ids of sessions and process groups whose leaders have ended.
+    pub leaderless: Vec<i32>,
     pub shared_objects: Vec<ObjectReport>,
+}
+
+/// A process that has ended and that its parent has not waited for.
+#[derive(Serialize)]
+pub struct ZombieReport {
+    pub pid: i32,
+    pub ppid: i32,
+    pub pgid: i32,
+    pub sid: i32,
+    pub name: String,
+    /// As wait(2) tells it.
+    pub status: i32,
 }
 
 #[derive(Serialize)]

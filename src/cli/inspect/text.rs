@@ -10,10 +10,30 @@ pub fn render(report: &Report) -> String {
     for process in &report.processes {
         text += &render_process(process);
     }
+    text += &section("Ended, not waited for", &zombies(&report.zombies));
+    if !report.leaderless.is_empty() {
+        let ids: Vec<String> = report.leaderless.iter().map(i32::to_string).collect();
+        let _ = writeln!(text, "\nSessions and groups without their leaders: {}", ids.join(", "));
+    }
     if !report.shared_objects.is_empty() {
         text += &section("Shared memory", &shared_objects(&report.shared_objects));
     }
     text
+}
+
+fn zombies(zombies: &[ZombieReport]) -> Vec<Vec<String>> {
+    let row = |zombie: &ZombieReport| {
+        let how = match zombie.status & 0x7f {
+            0 => format!("exit code {}", zombie.status >> 8),
+            signal => format!("signal {signal}"),
+        };
+        let ids = [zombie.pid, zombie.ppid, zombie.pgid, zombie.sid].map(|id| id.to_string());
+        ids.into_iter().chain([how, shown(&zombie.name)]).collect()
+    };
+    table(
+        &[">PID", ">PARENT", ">GROUP", ">SESSION", "HOW", "NAME"],
+        zombies.iter().map(row),
+    )
 }
 
 fn summary(report: &Report) -> String {
