@@ -24,16 +24,7 @@ pub struct Inherited {
 pub fn clone_all(stage: &Stage, leader: &mut Stopped, threads: &[Thread]) -> Result<Vec<Stopped>> {
     let mut script = Script::new(stage, leader);
     for thread in threads {
-        let (blob, linked) = clone_args(thread.tid, THREAD as u64, 0);
-        let args = [
-            Arg::Linked {
-                bytes: &blob,
-                at: linked.at,
-                to: linked.to,
-            },
-            (linked.to as u64).into(),
-        ];
-        script.call("clone3", libc::SYS_clone3, args)?;
+        clone3(&mut script, thread.tid, THREAD, 0)?;
     }
     script.run()?;
     let mut cloned = Vec::with_capacity(threads.len());
@@ -56,24 +47,20 @@ const THREAD: i32 = libc::CLONE_VM
     | libc::CLONE_SYSVSEM
     | libc::CLONE_PTRACE;
 
-/// Where a pointer in bytes is, and where in the same bytes it is to point.
-pub struct Link {
-    pub at: usize,
-    pub to: usize,
-}
-
-/// struct clone_args, and behind it the id that its set_tid is to point at.
-pub fn clone_args(id: i32, flags: u64, exit_signal: u64) -> (Vec<u8>, Link) {
-    let mut words = [0u64; size_of::<CloneArgs>() / 8];
-    words[std::mem::offset_of!(CloneArgs, flags) / 8] = flags;
-    words[std::mem::offset_of!(CloneArgs, exit_signal) / 8] = exit_signal;
+/// clone3(2) of a task of this id: struct clone_args, and behind it the id that its set_tid is to point at.
+pub fn clone3(script: &mut Script<'_>, id: i32, flags: i32, exit_signal: i32) -> Result<()> {
+    const LEN: usize = size_of::<CloneArgs>();
+    let mut words = [0u64; LEN / 8];
+    words[std::mem::offset_of!(CloneArgs, flags) / 8] = flags as u64;
+    words[std::mem::offset_of!(CloneArgs, exit_signal) / 8] = exit_signal as u64;
     words[std::mem::offset_of!(CloneArgs, set_tid_size) / 8] = 1;
     let bytes = words.into_iter().flat_map(u64::to_ne_bytes).chain(id.to_ne_bytes());
-    let link = Link {
+    let args = Arg::Linked {
+        bytes: &bytes.collect::<Vec<u8>>(),
         at: std::mem::offset_of!(CloneArgs, set_tid),
-        to: size_of::<CloneArgs>(),
+        to: LEN,
     };
-    (bytes.collect(), link)
+    script.call("clone3", libc::SYS_clone3, [args, (LEN as u64).into()])
 }
 
 /// Everything but credentials and what must come after them. A restored rseq is the last, see [`register_rseq`].

@@ -18,7 +18,7 @@ use super::resume::GoesOn;
 use super::script::{Arg, Script};
 use super::spawn::{Birth, execute_again, plant, spawn, stub_file};
 use super::stage::{STAGE_LEN, Stage};
-use super::threads::clone_args;
+use super::threads::clone3;
 use super::zombies;
 use crate::arch;
 use crate::image::family::Step;
@@ -195,16 +195,13 @@ impl<'p> Maker<'p> {
             true => (libc::CLONE_PTRACE | libc::CLONE_PARENT, 0),
             false => (libc::CLONE_PTRACE, exit_signal),
         };
-        let (args, linked) = clone_args(pid, flags as u64, signal as u64);
-        let args = [
-            Arg::Linked {
-                bytes: &args,
-                at: linked.at,
-                to: linked.to,
-            },
-            (linked.to as u64).into(),
-        ];
-        self.call(by, "clone3", libc::SYS_clone3, args)?;
+        let parent = self
+            .stubs
+            .get_mut(&by)
+            .with_context(|| format!("{by} is not there yet"))?;
+        let mut script = Script::new(&self.stage, parent);
+        clone3(&mut script, pid, flags, signal)?;
+        script.run()?;
         self.brood.add(pid);
         let stub = Running::born_traced(Pid::from_raw(pid)).wait();
         let stub = stub.with_context(|| format!("pid {pid} did not come up"))?;

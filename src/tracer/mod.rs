@@ -11,6 +11,7 @@ mod elf;
 mod error;
 mod loan;
 mod memory;
+mod nursery;
 mod pin;
 mod proc;
 mod process;

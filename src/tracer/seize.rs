@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use nix::unistd::Pid;
 
 use super::before_stop::{BeforeStop, SchedulerClocks};
+use super::nursery::{Nursery, let_go_its_way};
 use super::proc::ProcDir;
 use super::process::StoppedProcess;
 use super::refuse::{self, Candidate};
@@ -44,32 +45,6 @@ pub(super) fn seize_member(pid: Pid, nursery: &mut Nursery) -> anyhow::Result<St
         since,
         ..seizure.into_process()?
     })
-}
-
-/// Processes that are traced from their birth, as their parents were, and stopped then. Dropping it detaches them.
-#[derive(Debug, Default)]
-pub(super) struct Nursery(Vec<Running>);
-
-impl Nursery {
-    pub fn tids(&self) -> Vec<Pid> {
-        self.0.iter().map(Running::tid).collect()
-    }
-
-    fn take(&mut self, pid: Pid) -> bool {
-        let found = self.0.iter().position(|child| child.tid() == pid);
-        found.map(|at| self.0.swap_remove(at)).is_some()
-    }
-
-    fn let_go(&mut self) -> Result<()> {
-        self.0.drain(..).try_for_each(let_go_its_way)
-    }
-}
-
-impl Drop for Nursery {
-    fn drop(&mut self) {
-        // Those that are gone need nothing.
-        let _gone = self.let_go();
-    }
 }
 
 /// Stops the first thread only, for a call of its own: the others run on. The process is the one that `proc` was opened on.
@@ -408,12 +383,4 @@ pub(super) fn adopt(process: &mut StoppedProcess, child: Pid) -> Result<()> {
     let thread = StoppedThread::look(task, BeforeStop::default(), &process.proc, &process.memory)?;
     process.threads.push(thread);
     Ok(())
-}
-
-/// A process that was born of one that we trace, and traced therefore.
-fn let_go_its_way(child: Running) -> Result<()> {
-    match child.wait().and_then(|stopped| stopped.detach(0)) {
-        Err(Error::Gone(_)) => Ok(()),
-        other => other,
-    }
 }

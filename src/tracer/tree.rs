@@ -7,10 +7,11 @@ use anyhow::{Context, bail};
 use nix::unistd::Pid;
 
 use super::Result;
+use super::nursery::Nursery;
 use super::proc::{ProcDir, Stat};
 use super::process::StoppedProcess;
 use super::release;
-use super::seize::{Nursery, seize_member};
+use super::seize::seize_member;
 use crate::sys::process::boottime_ticks;
 
 /// Processes all of which are in ptrace-stop, with everybody below the ones that were named. Dropping it lets all go on as they were.
