@@ -113,7 +113,10 @@ fn a_flipped_byte_builds_nothing() {
             thaw.status,
             stderr(&thaw)
         );
-        assert!(!exists(pid), "byte {at}: a process was left");
+        // The id may be that of somebody else by now: programs beside us that fork wrap the numbers in seconds. What a thaw left would be an orphan.
+        let parent = common::status(pid, "PPid");
+        let is_orphan = parent.as_deref() == Some("1");
+        assert!(!is_orphan, "byte {at}: a process was left after {}", stderr(&thaw));
     }
 }
 
