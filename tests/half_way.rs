@@ -3,7 +3,7 @@
 mod common;
 
 use common::frozen::Frozen;
-use common::{CRYOPOD, Program, can_thaw, cryopod, exists, scratch, state, status, stderr, wait_until};
+use common::{CRYOPOD, Program, can_thaw, cryopod, scratch, state, status, stderr, wait_until};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
