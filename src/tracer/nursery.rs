@@ -6,11 +6,20 @@ use super::{Error, Result, Running};
 
 /// Processes that are traced from their birth, as their parents were, and stopped then. Dropping it detaches them.
 #[derive(Debug, Default)]
-pub(super) struct Nursery(pub Vec<Running>);
+pub(super) struct Nursery(Vec<Running>);
 
 impl Nursery {
     pub fn tids(&self) -> Vec<Pid> {
         self.0.iter().map(Running::tid).collect()
+    }
+
+    pub fn add(&mut self, child: Running) {
+        self.0.push(child);
+    }
+
+    /// All that are in another one.
+    pub fn adopt(&mut self, others: &mut Nursery) {
+        self.0.append(&mut others.0);
     }
 
     pub fn take(&mut self, pid: Pid) -> bool {

@@ -3,7 +3,6 @@
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Instant;
 
 use nix::unistd::Pid;
 
@@ -23,8 +22,6 @@ pub struct StoppedProcess {
     pub(super) memory: ProcessMemory,
     /// The leader first.
     pub(super) threads: Vec<StoppedThread>,
-    /// Before the first thread was told to stop.
-    pub(super) since: Instant,
     /// Where ways home are laid, once one was needed.
     pub(super) dead_bytes: Option<DeadBytes>,
     pub(super) not_send: PhantomData<*const ()>,
@@ -49,11 +46,6 @@ impl StoppedProcess {
         if let Some(dead) = DeadBytes::of_vdso(&self.proc, &self.memory) {
             dead.blank_left_behind(start, vdso);
         }
-    }
-
-    /// When it was told to stop.
-    pub fn stopped_since(&self) -> Instant {
-        self.since
     }
 
     /// The leader first.

@@ -19,13 +19,26 @@ impl StoppedProcess {
     }
 
     /// Ends the process, and waits until it is gone or a zombie that its parent has yet to wait for.
-    pub fn end(mut self) -> anyhow::Result<()> {
+    pub fn end(self) -> anyhow::Result<()> {
+        self.kill()?;
+        self.wait_for_end()
+    }
+
+    /// Ends the process; it takes effect at once, as it stands still.
+    pub(super) fn kill(&self) -> anyhow::Result<()> {
+        match kill(self.pid, Signal::SIGKILL) {
+            Ok(()) | Err(nix::Error::ESRCH) => Ok(()),
+            Err(errno) => Err(errno).with_context(|| format!("kill {}", self.pid)),
+        }
+    }
+
+    /// Waits until it is gone, once it was killed, or a zombie that its parent has yet to wait for.
+    pub(super) fn wait_for_end(mut self) -> anyhow::Result<()> {
         let pid = self.pid;
         let parent_is_us = self
             .proc
             .stat()
             .is_ok_and(|stat| stat.ppid == std::process::id() as i32);
-        kill_process(&self)?;
         // The leader's end is reported last, after that of all others.
         for thread in self.threads.drain(..).rev() {
             let leader = thread.tid() == pid;
@@ -64,15 +77,6 @@ impl StoppedProcess {
             }
         }
         outcome
-    }
-}
-
-/// Ends a process that stands still; it takes effect at once.
-pub(super) fn kill_process(process: &StoppedProcess) -> anyhow::Result<()> {
-    let pid = process.pid;
-    match kill(pid, Signal::SIGKILL) {
-        Ok(()) | Err(nix::Error::ESRCH) => Ok(()),
-        Err(errno) => Err(errno).with_context(|| format!("kill {pid}")),
     }
 }
 

@@ -32,19 +32,15 @@ pub fn seize(pid: Pid) -> anyhow::Result<StoppedProcess> {
 /// As [`seize`], of one of a tree: children that it makes meanwhile come into the nursery, and if it is there itself it is taken out.
 pub(super) fn seize_member(pid: Pid, nursery: &mut Nursery) -> anyhow::Result<StoppedProcess> {
     let Candidate { proc, start_time } = refuse::look(pid)?;
-    let since = Instant::now();
     let mut seizure = Seizure::new(pid, proc);
     if nursery.take(pid) {
         seizure.born(Running::born_traced(pid));
     }
     let seized = seizure.seize_all(start_time);
     // Also of one that has ended meanwhile.
-    nursery.0.append(&mut seizure.children);
+    nursery.adopt(&mut seizure.children);
     seized?;
-    Ok(StoppedProcess {
-        since,
-        ..seizure.into_process()?
-    })
+    seizure.into_process()
 }
 
 /// Stops the first thread only, for a call of its own: the others run on. The process is the one that `proc` was opened on.
@@ -52,7 +48,7 @@ pub(super) fn seize_leader(pid: Pid, proc: ProcDir) -> anyhow::Result<StoppedPro
     let mut seizure = Seizure::new(pid, proc);
     seizure.seize_thread(pid)?;
     seizure.wait_for_all()?;
-    Nursery(std::mem::take(&mut seizure.children)).let_go()?;
+    seizure.children.let_go()?;
     seizure
         .proc
         .stat()
@@ -69,13 +65,7 @@ struct Seizure {
     stopped: Vec<Stopped>,
     before: HashMap<Pid, BeforeStop>,
     /// Processes that threads of it made meanwhile.
-    children: Vec<Running>,
-}
-
-impl Drop for Seizure {
-    fn drop(&mut self) {
-        let _gone = Nursery(std::mem::take(&mut self.children)).let_go();
-    }
+    children: Nursery,
 }
 
 impl Seizure {
@@ -87,7 +77,7 @@ impl Seizure {
             running: Unstopped::default(),
             stopped: Vec::new(),
             before: HashMap::new(),
-            children: Vec::new(),
+            children: Nursery::default(),
         }
     }
 
@@ -252,7 +242,7 @@ impl Seizure {
         match self.proc.task_stat(child) {
             Ok(_) => self.born(task),
             Err(_) if is_waited_for => let_go_its_way(task)?,
-            Err(_) => self.children.push(task),
+            Err(_) => self.children.add(task),
         }
         Ok(())
     }
@@ -286,7 +276,7 @@ impl Seizure {
         self.run_out_of_old_slots(&memory)?;
         let mut threads = Vec::with_capacity(self.stopped.len());
         let mut clocks = SchedulerClocks::default();
-        for task in std::mem::take(&mut self.stopped) {
+        for task in self.stopped.drain(..) {
             let before = self.before.remove(&task.tid()).unwrap_or_default();
             let mut thread = StoppedThread::look(task, before, &self.proc, &memory)?;
             thread.look_at_clock(&self.proc, &mut clocks);
@@ -298,10 +288,9 @@ impl Seizure {
         }
         Ok(StoppedProcess {
             pid: self.pid,
-            proc: self.proc.try_clone().context("duplicate a descriptor")?,
+            proc: self.proc,
             memory,
             threads,
-            since: Instant::now(),
             dead_bytes: None,
             not_send: PhantomData,
         })

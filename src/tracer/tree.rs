@@ -1,6 +1,6 @@
 //! Stopping whole trees of processes as one consistent cut: when all stand still, nobody below the named ones is missing.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -10,7 +10,6 @@ use super::Result;
 use super::nursery::Nursery;
 use super::proc::{ProcDir, Stat};
 use super::process::StoppedProcess;
-use super::release;
 use super::seize::seize_member;
 use crate::sys::process::boottime_ticks;
 
@@ -70,14 +69,6 @@ impl StoppedTree {
         &mut self.processes
     }
 
-    /// The only process of a tree that has no other.
-    pub fn into_single(mut self) -> std::result::Result<StoppedProcess, Self> {
-        match self.processes.len() {
-            1 => Ok(self.processes.remove(0)),
-            _ => Err(self),
-        }
-    }
-
     pub fn first(&self) -> &StoppedProcess {
         &self.processes[0]
     }
@@ -120,8 +111,9 @@ impl StoppedTree {
     /// Ends all, and waits until each is gone or a zombie.
     pub fn end(self) -> anyhow::Result<()> {
         // All before any is waited for, so that none finds out that another is gone.
-        self.processes.iter().try_for_each(release::kill_process)?;
-        self.processes.into_iter().rev().try_for_each(StoppedProcess::end)
+        self.processes.iter().try_for_each(StoppedProcess::kill)?;
+        let mut all = self.processes.into_iter().rev();
+        all.try_for_each(StoppedProcess::wait_for_end)
     }
 
     /// Stopped as by SIGSTOP once this returns.
@@ -203,15 +195,12 @@ impl Hunt {
     /// were born of one that we traced, and whether there are others in a session or group that we have in common with the world.
     fn orphans(&self, born_since: u64) -> anyhow::Result<(Vec<Pid>, bool)> {
         let mut ours: Vec<Pid> = self.nursery.tids();
-        let stats: Vec<Stat> = self
-            .caught
-            .iter()
-            .filter_map(|process| process.proc.stat().ok())
-            .collect();
-        let pids: HashSet<i32> = self.known.iter().map(|pid| pid.as_raw()).collect();
         if last_pid()? == self.last_pid {
             return Ok((ours, false));
         }
+        let stats = self.caught.iter().filter_map(|process| process.proc.stat().ok());
+        let groups: HashSet<i32> = stats.map(|stat| stat.pgid).collect();
+        let pids: HashSet<i32> = self.known.iter().map(|pid| pid.as_raw()).collect();
         let mut strays = false;
         for entry in std::fs::read_dir("/proc").context("read /proc")?.flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
@@ -227,7 +216,7 @@ impl Hunt {
             }
             if pids.contains(&stat.sid) || pids.contains(&stat.pgid) {
                 ours.push(Pid::from_raw(pid));
-            } else if stats.iter().any(|of_us| of_us.pgid == stat.pgid) && stat.ppid == 1 {
+            } else if groups.contains(&stat.pgid) && stat.ppid == 1 {
                 strays = true;
             }
         }
@@ -236,24 +225,17 @@ impl Hunt {
 
     /// Parents before their children, in the order in which they were found otherwise.
     fn sort(&mut self) {
-        let mut waiting = std::mem::take(&mut self.caught);
-        let all: HashSet<i32> = waiting.iter().map(|process| process.pid.as_raw()).collect();
-        let mut placed = HashSet::new();
-        while !waiting.is_empty() {
-            let parent = |process: &StoppedProcess| process.proc.stat().map_or(0, |stat| stat.ppid);
-            let (ready, others): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|process| {
-                let parent = parent(process);
-                !all.contains(&parent) || placed.contains(&parent)
-            });
-            if ready.is_empty() {
-                // They cannot go round in a circle; should /proc say so, any order is as good.
-                self.caught.extend(others);
-                return;
-            }
-            placed.extend(ready.iter().map(|process| process.pid.as_raw()));
-            self.caught.extend(ready);
-            waiting = others;
-        }
+        let parent = |process: &StoppedProcess| process.proc.stat().map_or(0, |stat| stat.ppid);
+        let all = self
+            .caught
+            .iter()
+            .map(|process| (process.pid.as_raw(), parent(process)));
+        let parents: HashMap<i32, i32> = all.collect();
+        self.caught.sort_by_cached_key(|process| {
+            let ancestors = std::iter::successors(parents.get(&process.pid.as_raw()), |pid| parents.get(pid));
+            // No more than there are, whatever /proc says.
+            ancestors.take(parents.len()).count()
+        });
     }
 }
 
