@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use super::freeze::named;
 use super::progress::Verbosity;
@@ -13,6 +14,7 @@ use crate::collect::{ProcDir, Status};
 use crate::refusal::{Refusal, Refused};
 use crate::sys::fds::pidfd_open;
 use crate::sys::process::pidfd_send_signal;
+use crate::tracer::children;
 
 /// End a process that a freeze left stopped, and everybody below it
 #[derive(clap::Args, Debug)]
@@ -58,7 +60,8 @@ fn stopped_tree(pid: i32) -> Result<Vec<(i32, OwnedFd)>> {
     let mut tree = vec![(pid, stopped(pid)?)];
     let mut looked = 0;
     while looked < tree.len() {
-        for child in children(tree[looked].0)? {
+        for child in children(Pid::from_raw(tree[looked].0)).context("children")? {
+            let child = child.as_raw();
             match stopped(child) {
                 Ok(process) => tree.push((child, process)),
                 Err(_) if state(child).is_none_or(|state| matches!(state, 'Z' | 'X')) => {}
@@ -68,20 +71,6 @@ fn stopped_tree(pid: i32) -> Result<Vec<(i32, OwnedFd)>> {
         looked += 1;
     }
     Ok(tree)
-}
-
-/// Of all its threads. None of a process that has ended meanwhile.
-fn children(pid: i32) -> Result<Vec<i32>> {
-    let Ok(dir) = ProcDir::by_pid(pid) else {
-        return Ok(Vec::new());
-    };
-    let mut children = Vec::new();
-    for tid in dir.numbers("task").unwrap_or_default() {
-        let list = dir.read_if_any(&format!("task/{tid}/children"))?.unwrap_or_default();
-        let list = String::from_utf8_lossy(&list).into_owned();
-        children.extend(list.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
-    }
-    Ok(children)
 }
 
 fn state(pid: i32) -> Option<char> {
@@ -112,7 +101,7 @@ fn report(verbosity: Verbosity, line: std::fmt::Arguments<'_>) {
 fn stopped(pid: i32) -> Result<OwnedFd, Refused> {
     let refuse = |reason: &str| Refused::from(Refusal::new(pid, "the process", reason, ""));
     // The handle first: should the number pass to another process, the state read next is that of the new one or none.
-    let process = pidfd_open(nix::unistd::Pid::from_raw(pid)).map_err(|_| refuse("does not exist"))?;
+    let process = pidfd_open(Pid::from_raw(pid)).map_err(|_| refuse("does not exist"))?;
     let status = ProcDir::by_pid(pid)
         .map_err(anyhow::Error::from)
         .and_then(|dir| Status::of(&dir));

@@ -33,7 +33,7 @@ pub use before_stop::BeforeStop;
 pub use copy::{Copied, MemoryCopy};
 pub use error::{Error, Result};
 pub use memory::ProcessMemory;
-pub use process::StoppedProcess;
+pub use process::{StoppedProcess, children};
 pub use remote::Remote;
 pub use seccomp::Filters;
 pub use seize::seize;

@@ -68,26 +68,34 @@ impl StoppedProcess {
 
     /// Those that its first thread made, or that were left to it.
     pub(super) fn children_of_leader(&self) -> io::Result<Vec<Pid>> {
-        match self.proc.read_text(&format!("task/{}/children", self.pid)) {
-            Ok(list) => Ok(pids(&list)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => children_by_parent(self.pid),
-            Err(error) => Err(error),
-        }
+        children_by_threads(self.pid, &self.proc, [self.pid])
     }
 
     /// Children of all its threads, ended ones that nobody waited for included.
     pub fn children(&self) -> io::Result<Vec<Pid>> {
-        let mut children = Vec::new();
-        for thread in &self.threads {
-            match self.proc.read_text(&format!("task/{}/children", thread.tid())) {
-                Ok(list) => children.extend(pids(&list)),
-                // A kernel without CONFIG_PROC_CHILDREN.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return children_by_parent(self.pid),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(children)
+        children_by_threads(self.pid, &self.proc, self.threads.iter().map(StoppedThread::tid))
     }
+}
+
+/// The children of a process, ended ones that nobody waited for included. One that is gone has none.
+pub fn children(pid: Pid) -> io::Result<Vec<Pid>> {
+    let Ok(proc) = ProcDir::open(pid) else {
+        return Ok(Vec::new());
+    };
+    children_by_threads(pid, &proc, proc.tids().unwrap_or_default())
+}
+
+fn children_by_threads(pid: Pid, proc: &ProcDir, threads: impl IntoIterator<Item = Pid>) -> io::Result<Vec<Pid>> {
+    let mut children = Vec::new();
+    for tid in threads {
+        match proc.read_text(&format!("task/{tid}/children")) {
+            Ok(list) => children.extend(pids(&list)),
+            // A kernel without CONFIG_PROC_CHILDREN.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return children_by_parent(pid),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(children)
 }
 
 fn pids(list: &str) -> Vec<Pid> {
