@@ -129,6 +129,7 @@ fn process(member: Member, exe: u32, vmas: Vec<Vma>, fd_table: u32) -> Process {
         signal_actions: facts.signal_actions,
         pending: facts.pending,
         stopped_by: facts.stopped_by,
+        stop_was_told: facts.stop_was_told,
         interval_timers: facts.interval_timers,
         posix_timers: facts.posix_timers,
         rlimits: facts.rlimits,

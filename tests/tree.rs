@@ -151,7 +151,8 @@ fn a_thaw_that_fails_leaves_nobody() {
     }
 }
 
-/// bash with variables, a function, a job that runs and one that is stopped; asked afterwards, twice in a row.
+/// bash with variables, a function, a job that runs and one that is stopped; asked afterwards, twice in a row. Its wait(1) may return 147, for the
+/// stop, though the job has just been ended: without any freeze as well, on a loaded machine, 1 time in 60.
 #[test]
 fn bash_with_jobs() {
     if !can_thaw() {
@@ -162,8 +163,8 @@ fn bash_with_jobs() {
     let script = r#"set -m; f() { echo "$1-$x"; }; x=41; declare -A map=([a]=1 [b]=2)
         sleep 1000 & p1=$!; sleep 1001 & p2=$!; kill -STOP %2; exec 5< <(seq 1 100000); read -u 5 first; echo READY
         until [ -e go ]; do read -t 0.02 < /dev/zero; ((x++, x--)); done
-        jobs > jobs; read -u 5 second; kill -KILL $p1 $p2; wait $p1; one=$?; wait $p2; two=$?
-        [ "$(f a) ${map[b]} $first $second $one $two" = "a-41 2 1 2 137 137" ] && grep -q "Running.*1000" jobs && grep -q "Stopped.*1001" jobs && echo PASS"#;
+        jobs > jobs; read -u 5 second; kill %1 %2; wait $p1; one=$?; until wait $p2; two=$?; [ $two != 147 ]; do :; done
+        [ "$(f a) ${map[b]} $first $second $one $two" = "a-41 2 1 2 143 143" ] && grep -q "Running.*1000" jobs && grep -q "Stopped.*1001" jobs && echo PASS"#;
     let mut program = bash(script, dir.path());
     let pid = program.pid;
     wait_until("a job is stopped", || {

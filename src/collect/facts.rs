@@ -64,6 +64,7 @@ pub struct ProcessFacts {
     pub signal_actions: Vec<SignalAction>,
     pub pending: Vec<SigInfo>,
     pub stopped_by: Option<i32>,
+    pub stop_was_told: bool,
     pub interval_timers: [TimerTime; 3],
     pub posix_timers: Vec<PosixTimer>,
     pub rlimits: Vec<Rlimit>,

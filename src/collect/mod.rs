@@ -338,6 +338,7 @@ fn process_facts(
     posix_timers: Vec<PosixTimer>,
 ) -> Result<ProcessFacts> {
     let stat = process::stat(dir)?;
+    let stopped_by = process.group_stop();
     let mut untold = answers.untold;
     if stat.session == stat.pid && stat.tty_nr != 0 {
         let note = "it leads its session and has a controlling terminal: thawed, it will have none, and with it no job control";
@@ -367,7 +368,9 @@ fn process_facts(
         auxv: dir.read("auxv")?,
         signal_actions: answers.signal_actions,
         pending: process.threads()[0].shared_pending()?,
-        stopped_by: process.group_stop(),
+        stopped_by,
+        // wait(2) takes the code of a stop with it (wait_task_stopped(), kernel/exit.c). Before Linux 5.16 stat did not show it: told.
+        stop_was_told: stopped_by.is_some() && stat.exit_code.unwrap_or_default() == 0,
         interval_timers: answers.interval_timers,
         posix_timers,
         rlimits: limits::limits(dir)?,

@@ -115,6 +115,7 @@ fn process() -> ProcessFacts {
         signal_actions: Vec::new(),
         pending: Vec::new(),
         stopped_by: None,
+        stop_was_told: false,
         interval_timers: [TimerTime::default(); 3],
         posix_timers: Vec::new(),
         rlimits: Vec::new(),

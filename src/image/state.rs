@@ -101,6 +101,8 @@ pub struct Process {
     pub pending: Vec<SigInfo>,
     /// The signal that stopped the process, where it was stopped (group-stop, signal(7)).
     pub stopped_by: Option<i32>,
+    /// Its parent has been told of that stop (wait(2) with WUNTRACED), so that nobody is told of it once more.
+    pub stop_was_told: bool,
     /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
     pub interval_timers: [TimerTime; 3],
     pub posix_timers: Vec<PosixTimer>,

@@ -17,6 +17,7 @@ mod settings;
 mod shared_memory;
 mod spawn;
 mod stage;
+mod stops;
 mod threads;
 pub mod timens;
 mod timers;

@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use super::finish::action_bytes;
 use super::process::Rebuilt;
 use super::stage::Stage;
+use super::stops::is_stopped;
 use super::threads::signal_of;
 use crate::arch::{Interrupted, Registers};
 use crate::image::state::{Process, RegSet, SigInfo, Thread, TimedWait};
@@ -28,14 +29,20 @@ impl Rebuilt<'_> {
     ///
     /// With `has_another_screen` it finds SIGWINCH waiting: programs that fill the screen draw it anew, and others ignore that. Not sent
     /// later, when it could come between a call that is entered again and the program's look for signals, which many do not expect.
-    pub(super) fn prepare(&mut self, how: GoesOn, has_another_screen: bool) -> Result<()> {
+    ///
+    /// One that is to be stopped is so from here on, `children` of it before.
+    pub(super) fn prepare(&mut self, how: GoesOn, has_another_screen: bool, children: &[&Process]) -> Result<()> {
         let process = self.parts.process;
+        self.take_stops(children.iter().filter(|child| is_stopped(child, how)).copied())?;
         let mut all_regs = Vec::with_capacity(process.threads.len());
         for (thread, task) in process.threads.iter().zip(&mut self.tasks) {
             let regs = restart(&self.stage, task, thread, self.parts.vdso_syscall);
             all_regs.push(regs.with_context(|| format!("thread {}", thread.tid))?);
         }
         self.drop_stub()?;
+        if is_stopped(process, how) {
+            self.stop().context("stop it")?;
+        }
         for ((thread, task), regs) in process.threads.iter().zip(&mut self.tasks).zip(&all_regs) {
             set_registers(task, thread, regs).with_context(|| format!("registers of thread {}", thread.tid))?;
             // From here on system calls of the thread may come back to it.
@@ -50,9 +57,6 @@ impl Rebuilt<'_> {
             .try_for_each(|thread| self.restore_critical_section(thread))?;
         if has_another_screen {
             kill(self.parts.pid(), Signal::SIGWINCH).context("send SIGWINCH")?;
-        }
-        if how == GoesOn::Stopped || process.stopped_by.is_some() {
-            kill(self.parts.pid(), Signal::SIGSTOP).context("send SIGSTOP")?;
         }
         Ok(())
     }
@@ -237,7 +241,7 @@ fn shorten(stage: &Stage, args: &mut [u64; 6], wait: TimedWait) -> Result<bool> 
     Ok(true)
 }
 
-fn expect_stop(actual: Stop, wanted: Stop) -> Result<()> {
+pub(super) fn expect_stop(actual: Stop, wanted: Stop) -> Result<()> {
     ensure!(actual == wanted, "stopped by {actual:?} instead of {wanted:?}");
     Ok(())
 }

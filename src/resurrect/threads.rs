@@ -154,11 +154,11 @@ fn sched_attr(wanted: &Scheduling) -> Vec<u8> {
 
 /// Puts signals that were pending for the thread alone back into its queue. They are blocked while the task is rebuilt, and only
 /// the task itself may send a siginfo_t of any origin (do_rt_tgsigqueueinfo(), kernel/signal.c).
-pub fn queue_own_signals(script: &mut Script<'_>, pid: Pid, thread: &Thread) -> Result<()> {
-    for info in thread.pending.iter().filter(|info| signal_of(info) != libc::SIGTRAP) {
+pub fn queue_own_signals(script: &mut Script<'_>, pid: Pid, tid: i32, pending: &[SigInfo]) -> Result<()> {
+    for info in pending.iter().filter(|info| signal_of(info) != libc::SIGTRAP) {
         let args = [
             pid.as_raw().into(),
-            thread.tid.into(),
+            tid.into(),
             signal_of(info).into(),
             info.0.as_slice().into(),
         ];

@@ -93,7 +93,7 @@ impl<'a> Tree<'a> {
 
     /// Lets all go. Returns how long the window from the first to the last detach was.
     pub fn resume(mut self, how: GoesOn, has_another_screen: bool) -> Result<Duration> {
-        self.each("go on", |process| process.prepare(how, has_another_screen))?;
+        self.prepare(how, has_another_screen)?;
         let begin = Instant::now();
         self.brood.let_go()?;
         // Children first: a parent that goes on could miss nothing of them, but end them.
@@ -102,6 +102,22 @@ impl<'a> Tree<'a> {
             outcome = outcome.and(process.detach_all());
         }
         outcome.map(|()| begin.elapsed())
+    }
+
+    /// Children first, as in the image they come after their parents: what those are told of a stop is taken back while they are stubs.
+    fn prepare(&mut self, how: GoesOn, has_another_screen: bool) -> Result<()> {
+        let mut children: HashMap<i32, Vec<&Process>> = HashMap::new();
+        for process in self.processes.iter().map(|process| process.parts.process) {
+            children.entry(process.ppid).or_default().push(process);
+        }
+        for process in self.processes.iter_mut().rev() {
+            let pid = process.parts.process.pid;
+            let own = children.get(&pid).map_or(&[] as &[_], Vec::as_slice);
+            process
+                .prepare(how, has_another_screen, own)
+                .with_context(|| format!("go on: pid {pid}"))?;
+        }
+        Ok(())
     }
 
     fn each(&mut self, what: &'static str, mut step: impl FnMut(&mut Rebuilt<'a>) -> Result<()>) -> Result<()> {

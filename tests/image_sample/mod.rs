@@ -118,6 +118,7 @@ fn process(heap: u64, object: u64) -> Process {
         }],
         pending: vec![SigInfo([15; 1].into_iter().chain([0; 127]).collect())],
         stopped_by: None,
+        stop_was_told: false,
         interval_timers: [
             TimerTime {
                 left_ns: 5,
