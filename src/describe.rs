@@ -1,6 +1,7 @@
 //! Facts → what the image will say, or why the processes cannot be frozen. Pure: all refusals are found here, all at once.
 #![deny(unsafe_code)]
 
+mod contents;
 mod mappings;
 mod refusals;
 #[cfg(test)]
@@ -9,7 +10,8 @@ mod tests;
 use crate::collect::{Facts, Member, Populated, Sandbox, ThreadFacts};
 use crate::fd::Inputs;
 use crate::image::family;
-use crate::image::pages::Extent;
+use crate::image::lineage::Lineage;
+use crate::image::pages::{Extent, Space};
 use crate::image::state::{File, Filter, Memory, Name, Process, SharedKind, Snapshot, Vma};
 use crate::refusal::{Refusal, Refused};
 
@@ -30,7 +32,9 @@ impl Described {
         let found = vmas.binary_search_by_key(&start, |vma| vma.start);
         let vma = &mut vmas[found.expect("each mapping has become a vma")];
         vma.resident = populated.bytes();
-        self.extents.extend(mappings::extents(0, &vma.backing, &populated.runs));
+        let space = Space::Process(0);
+        self.extents
+            .extend(contents::extents(space, &vma.backing, &populated.runs));
         vma.huge = mappings::huge_pages(&vma.backing, &populated);
         vma.guards = populated.guards;
     }
@@ -43,16 +47,15 @@ impl Described {
 
 pub fn describe(facts: Facts) -> Result<Described, Refused> {
     let mut files = FileTable::default();
-    let (mut memories, mut exes, mut extents) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut memories, mut runs, mut exes) = (Vec::new(), Vec::new(), Vec::new());
     let mut refusals = Vec::new();
     for (index, member) in (0..).zip(&facts.members) {
         refusals.extend(refusals::of_process(member));
         let memory = mappings::describe(index, &facts, &mut files, &mut refusals);
         memories.push(memory.vmas);
-        extents.extend(memory.extents);
+        runs.push(memory.runs);
         exes.push(files.executable(&facts, member, &mut refusals));
     }
-    extents.extend(mappings::of_shared_objects(&facts.shared_objects));
     refusals.extend(refusals::of_shared_objects(&facts));
     refusals.extend(facts.descriptors.refusals.iter().cloned());
     if !refusals.is_empty() {
@@ -70,7 +73,8 @@ pub fn describe(facts: Facts) -> Result<Described, Refused> {
     }
     let parts = facts.members.into_iter().zip(memories).zip(exes);
     let processes = (0..).zip(parts);
-    let snapshot = Snapshot {
+    let of_shared_objects = contents::of_shared_objects(&facts.shared_objects);
+    let mut snapshot = Snapshot {
         host: facts.host,
         clocks: facts.clocks,
         processes: processes
@@ -83,10 +87,13 @@ pub fn describe(facts: Facts) -> Result<Described, Refused> {
         shared_objects: facts.shared_objects.into_iter().map(|shared| shared.object).collect(),
         files: files.0,
     };
-    let strangers = family::order(&family::members(&snapshot), &snapshot.leaderless, false);
-    if let Err(strangers) = strangers {
-        return Err(Refused(strangers.into_iter().map(refusals::of_stranger).collect()));
-    }
+    let steps = family::order(&family::members(&snapshot), &snapshot.leaderless, false).map_err(|strangers| {
+        let refusals = strangers.into_iter().map(refusals::of_stranger);
+        Refused(refusals.collect())
+    })?;
+    let lineage = Lineage::settle(&mut snapshot.processes, &steps);
+    let mut extents = contents::of_processes(&mut snapshot.processes, &lineage, &runs);
+    extents.extend(of_shared_objects);
     Ok(Described {
         snapshot,
         extents,

@@ -21,7 +21,7 @@ use nix::unistd::{Pid, getpgrp};
 
 use crate::arch;
 use crate::fd::{self, Pump, ReopenContext, Stdio};
-use crate::image::read::{Reader, Sink as PageSink, Totals};
+use crate::image::read::{Group, Reader};
 use crate::image::state::{Process, Snapshot};
 use crate::refusal::{Refusal, Refused};
 use crate::resurrect::plan::{Plan, Session, Wishes, plan, rights};
@@ -94,32 +94,27 @@ pub fn thaw(source: Source, options: &Options, progress: Progress<'_>) -> Result
     let owner = trust::owner(&source)?;
     match source {
         Source::File { file, .. } if file.metadata().is_ok_and(|metadata| metadata.is_file()) => {
-            thaw_from(file, Reader::pages_of_file, owner, options, progress)
+            thaw_from(Reader::open(file)?.leave_bodies()?, owner, options, progress)
         }
-        Source::File { file, .. } => thaw_from(file, Reader::pages, owner, options, progress),
-        Source::Stdin => thaw_from(std::io::stdin(), Reader::pages, owner, options, progress),
+        Source::File { file, .. } => thaw_from(Reader::open(file)?, owner, options, progress),
+        Source::Stdin => thaw_from(Reader::open(std::io::stdin())?, owner, options, progress),
     }
 }
 
-/// How the content of memory comes out of an image.
-type Pages<R> = fn(Reader<R>, usize, PageSink<'_>) -> Result<Totals>;
-
 fn thaw_from<R: Read>(
-    input: R,
-    pages: Pages<R>,
+    mut reader: Reader<R>,
     owner: Option<trust::Owner>,
     options: &Options,
     progress: Progress<'_>,
 ) -> Result<Thawed> {
-    let (reader, snapshot) = decode(input)?;
+    let snapshot = decode(&mut reader)?;
     let decided = decide(&snapshot, owner, options)?;
     let mut warnings = Vec::new();
     warnings.extend_from_slice(&decided.warnings);
 
     let mut made = trust::with_rights_over_files(owner, options.trust, || make(&snapshot, decided))??;
     let copies = Copies::of(made.shared_memory.take_writers());
-    let pages = |sink: PageSink<'_>| pages(reader, options.jobs, sink);
-    let brought = bring_back(&snapshot, &made, copies, pages, options, progress);
+    let brought = bring_back(&snapshot, &made, copies, reader, options, progress);
     let Brought {
         memory_bytes,
         window,
@@ -149,11 +144,11 @@ struct Brought {
 }
 
 /// Rebuilds and resumes. An error leaves nothing.
-fn bring_back(
+fn bring_back<R: Read>(
     snapshot: &Snapshot,
     made: &Made,
     copies: Copies,
-    pages: impl FnOnce(PageSink<'_>) -> Result<Totals>,
+    reader: Reader<R>,
     options: &Options,
     progress: Progress<'_>,
 ) -> Result<Brought> {
@@ -161,16 +156,11 @@ fn bring_back(
         files: made.files.by_access(),
         shared: made.shared_memory.by_access(),
     };
-    let mut tree = make_tree(snapshot, made, &mapped)?;
-    let mut notes = made.groups.join_processes();
-    tree.map()?;
-    let total = resident_bytes(snapshot);
+    let mut tree = tree_to_make(snapshot, made, &mapped, options.jobs)?;
     let shared = copies.among(&made.shared);
-    let memory_bytes = fill(&mut tree, pages, shared, options.jobs, &|done| progress(done, total))?;
+    let (memory_bytes, mut notes) = rebuild(&mut tree, reader, (snapshot, made), &shared, options.jobs, progress)?;
     copies.finish(snapshot)?;
-    for process in &mut tree.processes {
-        notes.extend(process.set_login().context("login id")?);
-    }
+    notes.extend(tree.set_login()?);
     tree.finish()?;
     notes.extend(made.groups.join_threads());
 
@@ -231,8 +221,7 @@ fn taken_meanwhile(error: anyhow::Error, snapshot: &Snapshot) -> anyhow::Error {
     }
 }
 
-fn decode<R: Read>(input: R) -> Result<(Reader<R>, Snapshot)> {
-    let mut reader = Reader::open(input)?;
+fn decode<R: Read>(reader: &mut Reader<R>) -> Result<Snapshot> {
     let header = reader.header();
     if header.machine != arch::ELF_MACHINE {
         let reason = format!("is of another kind of CPU (ELF machine {})", header.machine);
@@ -244,8 +233,7 @@ fn decode<R: Read>(input: R) -> Result<(Reader<R>, Snapshot)> {
         let reason = format!("has pages of {} bytes, this machine of {page_size}", header.page_size);
         return Err(Refused::from(Refusal::new(0, "the image", reason, "thaw it on such a machine")).into());
     }
-    let snapshot = reader.snapshot()?;
-    Ok((reader, snapshot))
+    Ok(reader.snapshot()?)
 }
 
 struct Decided {
@@ -348,13 +336,18 @@ fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
     })
 }
 
-fn make_tree<'a>(snapshot: &'a Snapshot, made: &'a Made, mapped: &'a MappedFds<'a>) -> Result<Tree<'a>> {
+fn tree_to_make<'a>(
+    snapshot: &'a Snapshot,
+    made: &'a Made,
+    mapped: &'a MappedFds<'a>,
+    jobs: usize,
+) -> Result<Tree<'a>> {
     let parts = snapshot.processes.iter().enumerate();
     let parts = parts.map(|(index, process)| parts_of(snapshot, made, mapped, index, process));
     let mut inherited: Vec<BorrowedFd<'a>> = made.descriptions.iter().map(AsFd::as_fd).collect();
     inherited.extend(made.files.all());
     inherited.extend(made.shared_memory.all());
-    Tree::make(snapshot, &made.plan, parts.collect::<Result<_>>()?, inherited)
+    Tree::new(snapshot, &made.plan, parts.collect::<Result<_>>()?, inherited, jobs)
 }
 
 fn parts_of<'a>(
@@ -385,23 +378,48 @@ fn parts_of<'a>(
     })
 }
 
-/// Streams the content into place; returns how much memory came.
-fn fill(
+/// Makes the processes and streams their content into place: what children inherit before they are made, then the rest. Returns how much
+/// memory came, and notes.
+fn rebuild<R: Read>(
     tree: &mut Tree<'_>,
-    pages: impl FnOnce(PageSink<'_>) -> Result<Totals>,
-    shared: Vec<BorrowedFd<'_>>,
+    mut reader: Reader<R>,
+    (snapshot, made): (&Snapshot, &Made),
+    shared: &[BorrowedFd<'_>],
     jobs: usize,
-    progress: &(dyn Fn(u64) + Sync),
-) -> Result<u64> {
-    let fill = tree.fill(shared, jobs)?;
-    let done = AtomicU64::new(0);
-    pages(&|run| {
-        fill.write(&run)?;
-        progress(done.fetch_add(run.len, Ordering::Relaxed) + run.len);
-        Ok(())
-    })?;
-    fill.finish()?;
-    Ok(done.into_inner())
+    progress: Progress<'_>,
+) -> Result<(u64, Vec<String>)> {
+    let (done, total) = (AtomicU64::new(0), resident_bytes(snapshot));
+    let mut notes = Vec::new();
+    let mut group = reader.next_group()?;
+    loop {
+        match group {
+            Some(Group::Inherited(index)) => {
+                let pid = snapshot.processes[index as usize].pid;
+                tree.make(pid)?;
+                notes.extend(made.groups.join_process(pid));
+                tree.map(index as usize)?;
+            }
+            Some(Group::All) | None => {
+                tree.make_all()?;
+                notes.extend(made.groups.join_processes());
+                tree.map_all()?;
+            }
+        }
+        if group.is_none() {
+            return Ok((done.into_inner(), notes));
+        }
+        let fill = tree.fill(shared);
+        reader.place(jobs, &|run| {
+            fill.write(&run)?;
+            progress(done.fetch_add(run.len, Ordering::Relaxed) + run.len, total);
+            Ok(())
+        })?;
+        let next = reader.next_group()?;
+        if group == Some(Group::All) && next.is_none() {
+            return Ok((done.into_inner(), notes));
+        }
+        group = next;
+    }
 }
 
 /// How much content is to come, at most: pages of zeros are left out.

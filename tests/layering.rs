@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// For each module of the crate what it may use. `state` stands for `image::state`, `image::pages` and `image::family` alone.
+/// For each module of the crate what it may use. `state` stands for `image::state`, `image::pages`, `image::ranges`, `image::family` and
+/// `image::lineage` alone.
 const ARROWS: [(&str, &[&str]); 10] = [
     ("arch", &["state"]),
     ("sys", &[]),
@@ -69,9 +70,15 @@ fn uses(line: &str) -> Vec<String> {
         };
         for name in names {
             let first: String = name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-            let of_state = ["image::state", "image::pages", "image::family"]
-                .iter()
-                .any(|values| name.starts_with(values));
+            let of_state = [
+                "image::state",
+                "image::pages",
+                "image::ranges",
+                "image::family",
+                "image::lineage",
+            ]
+            .iter()
+            .any(|values| name.starts_with(values));
             found.push(if of_state { "state".to_owned() } else { first });
         }
     }

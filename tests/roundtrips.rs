@@ -62,6 +62,7 @@ mod tree {
     roundtrip!(sessions, "tree/sessions.c");
     roundtrip!(sharing, "tree/sharing.c");
     roundtrip!(waiting, "tree/waiting.c");
+    roundtrip!(inherited, "tree/inherited.c");
     roundtrip!(stopped, "tree/stopped.c");
     roundtrip!(wide_and_deep, "tree/wide_and_deep.c");
     roundtrip!(zombies, "tree/zombies.c");

@@ -82,6 +82,8 @@ pub struct Mapping {
     pub area: Area,
     pub object: Object,
     pub populated: Populated,
+    /// Pages among them that are the parent's as well: start and end addresses, in ascending order.
+    pub inherited: Vec<(u64, u64)>,
     /// mbind(2).
     pub policy: Option<MemoryPolicy>,
 }

@@ -11,6 +11,7 @@ mod family;
 mod files;
 mod frozen;
 mod headroom;
+mod inherited;
 mod labels;
 mod limits;
 mod memory;
@@ -119,6 +120,7 @@ pub fn collect(tree: &mut StoppedTree, pages: Pages<'_>, embed: Embed) -> Result
         members.push(member);
         later.extend(of_member);
     }
+    inherited::look(&mut members, tree.processes())?;
     let pids: Vec<i32> = members.iter().map(|member| member.pid).collect();
     let inodes: HashMap<_, _> = shared.inodes().collect();
     let mut holders = HashMap::new();
@@ -269,6 +271,7 @@ fn mappings(
             area,
             object,
             populated,
+            inherited: Vec::new(),
         });
     }
     Ok((mappings, later))

@@ -35,7 +35,7 @@ impl<'a> Source<'a> {
 impl PageSource for Source<'_> {
     fn read(&self, space: Space, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let memory = match space {
-            Space::Process(index) => self.memories.get(index as usize),
+            Space::Process(index) | Space::Inherited(index) => self.memories.get(index as usize),
             Space::Shared(_) => None,
         };
         match memory {

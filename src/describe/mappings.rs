@@ -1,15 +1,16 @@
-//! Mappings → vmas of the image and the stretches of memory to store.
+//! Mappings → vmas of the image.
 
 use super::{FileTable, refusals};
-use crate::collect::{Area, Facts, Mapping, Member, Object, Populated, SharedFacts, given_name};
-use crate::image::pages::{Extent, Space, Zeros};
+use crate::collect::{Area, Facts, Mapping, Member, Object, Populated, given_name};
+use crate::image::ranges::Range;
 use crate::image::state::{Backing, Vma};
 use crate::refusal::Refusal;
 
 #[derive(Debug, Default)]
 pub struct Described {
     pub vmas: Vec<Vma>,
-    pub extents: Vec<Extent>,
+    /// By mapping: its own pages.
+    pub runs: Vec<Vec<Range>>,
 }
 
 /// The memory of the process `index`.
@@ -18,7 +19,7 @@ pub fn describe(index: u32, facts: &Facts, files: &mut FileTable, refusals: &mut
     let mut described = Described::default();
     for mapping in &member.mappings {
         match backing(mapping, files) {
-            Ok(backing) => described.push(index, mapping, backing),
+            Ok(backing) => described.push(mapping, backing),
             Err((reason, remedy)) => refusals.push(Refusal::new(member.pid, mapping.area.label(), reason, remedy)),
         }
     }
@@ -26,29 +27,14 @@ pub fn describe(index: u32, facts: &Facts, files: &mut FileTable, refusals: &mut
     described
 }
 
-pub fn of_shared_objects(objects: &[SharedFacts]) -> impl Iterator<Item = Extent> {
-    (0..).zip(objects).flat_map(|(index, shared)| {
-        let space = Space::Shared(index);
-        // Holes of the object are left out already; a page of zeros in it reads like a hole.
-        let zeros = Zeros::LeaveOut;
-        shared.data.iter().map(move |&(offset, len)| Extent {
-            space,
-            offset,
-            len,
-            zeros,
-        })
-    })
-}
-
 impl Described {
-    fn push(&mut self, process: u32, mapping: &Mapping, backing: Backing) {
+    /// What of its pages are stored is said by [`contents`](super::contents).
+    fn push(&mut self, mapping: &Mapping, backing: Backing) {
         let Mapping { area, populated, .. } = mapping;
-        let runs = if keeps_content(mapping) {
-            populated.runs.as_slice()
-        } else {
-            &[]
+        let (runs, inherited) = match keeps_content(mapping) {
+            true => (populated.runs.clone(), mapping.inherited.clone()),
+            false => (Vec::new(), Vec::new()),
         };
-        self.extents.extend(extents(process, &backing, runs));
         self.vmas.push(Vma {
             start: area.start,
             end: area.end,
@@ -60,8 +46,10 @@ impl Described {
             huge: huge_pages(&backing, populated),
             backing,
             policy: mapping.policy.clone(),
-            resident: runs.iter().map(|(start, end)| end - start).sum(),
+            inherited,
+            resident: 0,
         });
+        self.runs.push(runs);
     }
 }
 
@@ -71,20 +59,6 @@ pub fn huge_pages(backing: &Backing, populated: &Populated) -> Vec<(u64, u64)> {
         Backing::Anonymous => populated.huge.clone(),
         _ => Vec::new(),
     }
-}
-
-/// Runs of pages of a mapping of a process, to be stored.
-pub fn extents(process: u32, backing: &Backing, runs: &[(u64, u64)]) -> impl Iterator<Item = Extent> {
-    let zeros = match backing {
-        Backing::Anonymous => Zeros::LeaveOut,
-        _ => Zeros::Keep,
-    };
-    runs.iter().map(move |&(start, end)| Extent {
-        space: Space::Process(process),
-        offset: start,
-        len: end - start,
-        zeros,
-    })
 }
 
 /// Not the kernel's own, which a thaw maps anew; and not droppable memory (MAP_DROPPABLE, Linux 6.11), which the program expects to

@@ -46,6 +46,7 @@ fn mapping(area: Area, object: Object, runs: &[(u64, u64)]) -> Mapping {
             ..Populated::default()
         },
         policy: None,
+        inherited: Vec::new(),
     }
 }
 

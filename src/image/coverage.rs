@@ -54,7 +54,11 @@ impl Coverage {
                 name(space, offset, len)
             ));
         }
-        if !insert(self.seen.entry(space).or_default(), offset, end) {
+        let whole = match space {
+            Space::Inherited(process) => Space::Process(process),
+            other => other,
+        };
+        if !insert(self.seen.entry(whole).or_default(), offset, end) {
             return Err(format!("{} is there twice", name(space, offset, len)));
         }
         Ok(())
@@ -63,11 +67,35 @@ impl Coverage {
     fn contains(&self, space: Space, offset: u64, end: u64) -> bool {
         match space {
             Space::Shared(object) => self.shared.get(object as usize).is_some_and(|&size| end <= size),
-            Space::Process(process) => self.processes.get(process as usize).is_some_and(|mappings| {
-                let next = mappings.partition_point(|&(start, _)| start <= offset);
-                next > 0 && end <= mappings[next - 1].1
-            }),
+            Space::Process(process) | Space::Inherited(process) => {
+                self.processes.get(process as usize).is_some_and(|mappings| {
+                    let next = mappings.partition_point(|&(start, _)| start <= offset);
+                    next > 0 && end <= mappings[next - 1].1
+                })
+            }
         }
+    }
+}
+
+/// In which order the groups of pages come ([`Space`]).
+#[derive(Default)]
+pub struct Order {
+    inherited: Option<u32>,
+    over: bool,
+}
+
+impl Order {
+    /// An error says what comes too late.
+    pub fn add(&mut self, space: Space) -> Result<(), String> {
+        let Some(process) = space.heirs_of() else {
+            self.over = true;
+            return Ok(());
+        };
+        if self.over || self.inherited.is_some_and(|before| process < before) {
+            return Err(format!("what the children of process {process} inherit comes too late"));
+        }
+        self.inherited = Some(process);
+        Ok(())
     }
 }
 
@@ -103,7 +131,9 @@ fn insert(ranges: &mut BTreeMap<u64, u64>, mut start: u64, mut end: u64) -> bool
 
 fn name(space: Space, offset: u64, len: u64) -> String {
     match space {
-        Space::Process(process) => format!("memory {offset:#x}+{len:#x} of process {process}"),
+        Space::Process(process) | Space::Inherited(process) => {
+            format!("memory {offset:#x}+{len:#x} of process {process}")
+        }
         Space::Shared(object) => format!("memory {offset:#x}+{len:#x} of shared object {object}"),
     }
 }

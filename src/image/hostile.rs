@@ -141,6 +141,7 @@ fn pages_outside_of_all_mappings_are_refused() {
         (Space::Process(0), 0x7fff_f000_0000), // of the kernel
         (Space::Process(0), u64::MAX - PAGE + 1 - PAGE),
         (Space::Process(1), HEAP),
+        (Space::Inherited(1), HEAP),
         (Space::Process(u32::MAX), HEAP),
         (Space::Shared(0), 2 * PAGE),
         (Space::Shared(1), 0),
@@ -148,6 +149,28 @@ fn pages_outside_of_all_mappings_are_refused() {
     for (space, offset) in elsewhere {
         assert_damaged(&Forge::with_state().page(space, offset).finish(), "lies in no mapping");
     }
+}
+
+#[test]
+fn what_children_inherit_comes_first_and_alone() {
+    let inherited = Forge::with_state()
+        .page(Space::Inherited(0), HEAP)
+        .page(Space::Process(0), HEAP + PAGE);
+    read(&inherited.finish()).unwrap();
+    let late = Forge::with_state()
+        .page(Space::Process(0), HEAP + PAGE)
+        .page(Space::Inherited(0), HEAP);
+    assert_damaged(&late.finish(), "comes too late");
+    let twice = Forge::with_state()
+        .page(Space::Inherited(0), HEAP)
+        .page(Space::Process(0), HEAP);
+    assert_damaged(&twice.finish(), "is there twice");
+    let mixed = vec![
+        run(Space::Inherited(0), HEAP, PAGE, true),
+        run(Space::Process(0), HEAP + PAGE, PAGE, true),
+    ];
+    let mixed = Forge::with_state().frame(Codec::Raw, 0, mixed, &[]);
+    assert_damaged(&mixed.finish(), "belongs to two groups");
 }
 
 #[test]

@@ -11,10 +11,25 @@ pub const FRAME_LEN: usize = 256 << 10;
 pub const FRAME_MAX: u32 = 1 << 20;
 
 /// Which memory: an address space (index in `Snapshot::processes`) or a shared object (index in `Snapshot::shared_objects`).
+///
+/// What children have from a process comes before them: first the inherited pages of one process after the other, in the order of the
+/// snapshot, then everything else.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, Serialize, Deserialize)]
 pub enum Space {
     Process(u32),
     Shared(u32),
+    /// Pages of a process that children of it have in common with it, copy-on-write.
+    Inherited(u32),
+}
+
+impl Space {
+    /// The process whose children need these pages to be there before they are made.
+    pub fn heirs_of(self) -> Option<u32> {
+        match self {
+            Space::Inherited(process) => Some(process),
+            Space::Process(_) | Space::Shared(_) => None,
+        }
+    }
 }
 
 /// A stretch of memory whose content is to be stored, in bytes and whole pages. The offset in a process is the address.
@@ -91,6 +106,7 @@ impl FrameHead {
             let (kind, index) = match run.space {
                 Space::Process(index) => (0u16, index),
                 Space::Shared(index) => (1, index),
+                Space::Inherited(index) => (2, index),
             };
             bytes.extend_from_slice(&index.to_le_bytes());
             bytes.extend_from_slice(&kind.to_le_bytes());
@@ -157,6 +173,7 @@ fn read_run(bytes: &[u8], page_size: u32) -> Result<Run, Error> {
     let space = match u16::from_le_bytes(array(bytes, 4)) {
         0 => Space::Process(index),
         1 => Space::Shared(index),
+        2 => Space::Inherited(index),
         other => return Err(Error::damaged(format!("pages belong to a space of kind {other}"))),
     };
     let zero = match u16::from_le_bytes(array(bytes, 6)) {

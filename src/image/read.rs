@@ -1,7 +1,7 @@
 //! Reads an image in one pass: one reader, the caller, checks what is where, and workers check, decompress and hand out the pages.
 
 use super::codec;
-use super::coverage::Coverage;
+use super::coverage::{Coverage, Order};
 use super::header::Header;
 use super::index::{Entry, Expected, Trailer};
 use super::input::{Input, Record, check_body};
@@ -45,6 +45,29 @@ pub struct Reader<R> {
     state: Option<(Snapshot, Coverage)>,
     expected: Expected,
     totals: Totals,
+    order: Order,
+    /// A frame whose body is the next in the input.
+    next: Option<(Record, FrameHead)>,
+    is_over: bool,
+    body: TakeBody<R>,
+    /// The image, where bodies are left in it.
+    file: Option<File>,
+}
+
+/// Reads the body of a record to a buffer, or passes it and says where it is.
+type TakeBody<R> = fn(&mut Input<R>, &Record, &mut Vec<u8>) -> Result<Option<u64>, Error>;
+
+/// Pages that may be placed in any order ([`Space`](super::pages::Space)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// Those of this process that children of it have from it.
+    Inherited(u32),
+    All,
+}
+
+fn group_of(head: &FrameHead) -> Group {
+    let first = head.runs.first().and_then(|run| run.space.heirs_of());
+    first.map_or(Group::All, Group::Inherited)
 }
 
 impl<R: Read> Reader<R> {
@@ -56,6 +79,11 @@ impl<R: Read> Reader<R> {
             state: None,
             expected: Expected::new(),
             totals: Totals::default(),
+            order: Order::default(),
+            next: None,
+            is_over: false,
+            body: |input, record, buffer| input.body_into(record, buffer).map(|()| None),
+            file: None,
         })
     }
 
@@ -72,29 +100,34 @@ impl<R: Read> Reader<R> {
 
     /// Hands every run of pages to `sink`, from `jobs` threads at once (0: as many as there are CPUs), and returns once all were taken
     /// and the end of the image proved it whole.
-    pub fn pages(self, jobs: usize, sink: Sink<'_>) -> anyhow::Result<Totals> {
-        self.pages_with(jobs, sink, None, |input, record, spares| {
-            let mut body = spares.try_recv().unwrap_or_default();
-            input.body_into(record, &mut body)?;
-            Ok(Body::Here(body))
-        })
+    pub fn pages(mut self, jobs: usize, sink: Sink<'_>) -> anyhow::Result<Totals> {
+        while self.next_group()?.is_some() {
+            self.place(jobs, sink)?;
+        }
+        Ok(self.totals)
     }
 
-    fn pages_with(
-        mut self,
-        jobs: usize,
-        sink: Sink<'_>,
-        file: Option<&File>,
-        body: impl Fn(&mut Input<R>, &Record, &Receiver<Vec<u8>>) -> Result<Body, Error>,
-    ) -> anyhow::Result<Totals> {
+    /// The group of pages that comes next: what the children of a process inherit, or everything else, which is the last. None once all
+    /// were taken and the end of the image proved it whole.
+    pub fn next_group(&mut self) -> Result<Option<Group>, Error> {
         self.read_state()?;
+        if self.next.is_none() && !self.is_over {
+            self.next = self.next_frame()?;
+            self.is_over = self.next.is_none();
+        }
+        Ok(self.next.as_ref().map(|(_, head)| group_of(head)))
+    }
+
+    /// Hands the runs of the next group to `sink`, and returns once all were taken.
+    pub fn place(&mut self, jobs: usize, sink: Sink<'_>) -> anyhow::Result<()> {
         let jobs = job_count(jobs);
         let (frames, work) = bounded::<Frame>(jobs);
         let (spent, spares) = bounded(2 * jobs);
         let (failed, failures) = bounded(jobs);
+        let file = self.file.take();
         let placing = Placing {
             sink,
-            file,
+            file: file.as_ref(),
             spent,
             failed,
         };
@@ -105,12 +138,17 @@ impl<R: Read> Reader<R> {
             }
             // Only workers hold the receiving end now, so that sending fails once all of them have.
             drop(work);
-            self.send_frames(frames, &failures, |input, record| body(input, record, &spares))
+            self.send_frames(frames, &failures, &spares)
         });
+        self.file = file;
         match failures.try_recv() {
             Ok(failure) => Err(failure),
             Err(_) => Ok(read?),
         }
+    }
+
+    pub fn totals(&self) -> Totals {
+        self.totals
     }
 
     /// Lists the runs of pages without looking at their content, and reads what it must to get past it.
@@ -157,21 +195,30 @@ impl<R: Read> Reader<R> {
         Ok(())
     }
 
-    /// The reading half of [`Reader::pages`].
+    /// The reading half of [`Reader::place`].
     fn send_frames(
         &mut self,
         frames: Sender<Frame>,
         failures: &Receiver<anyhow::Error>,
-        body: impl Fn(&mut Input<R>, &Record) -> Result<Body, Error>,
-    ) -> Result<Totals, Error> {
-        while let Some((record, head)) = self.next_frame()? {
-            let body = body(&mut self.input, &record)?;
+        spares: &Receiver<Vec<u8>>,
+    ) -> Result<(), Error> {
+        let mut group = None;
+        while let Some(of_next) = self.next_group()? {
+            if *group.get_or_insert(of_next) != of_next {
+                break;
+            }
+            let (record, head) = self.next.take().expect("it was looked at");
+            let mut spare = spares.try_recv().unwrap_or_default();
+            let body = match (self.body)(&mut self.input, &record, &mut spare)? {
+                None => Body::Here(spare),
+                Some(offset) => Body::At(offset),
+            };
             let frame = Frame { record, head, body };
             if !failures.is_empty() || frames.send(frame).is_err() {
                 break;
             }
         }
-        Ok(self.totals)
+        Ok(())
     }
 
     /// The next frame of pages, with its body still in the input; none at the end, which was checked then.
@@ -190,6 +237,10 @@ impl<R: Read> Reader<R> {
         let head = FrameHead::from_bytes(&record.head, self.header.page_size, record.header.body_len)?;
         let (_, coverage) = self.state.as_mut().expect("the state is read first");
         for run in &head.runs {
+            self.order.add(run.space).map_err(Error::Damaged)?;
+            if run.space.heirs_of() != head.runs[0].space.heirs_of() {
+                return Err(Error::damaged("a frame belongs to two groups of pages"));
+            }
             coverage.add(run.space, run.offset, run.len).map_err(Error::Damaged)?;
         }
         let body_len = record.header.body_len as u32; // FrameHead bounds it
@@ -249,14 +300,15 @@ impl<R: Read> Reader<R> {
 }
 
 impl Reader<File> {
-    /// [`Reader::pages`] of a regular file, whose bodies the threads read themselves, each its own.
-    pub fn pages_of_file(self, jobs: usize, sink: Sink<'_>) -> anyhow::Result<Totals> {
-        let file = self.input.file().try_clone()?;
-        self.pages_with(jobs, sink, Some(&file), |input, record, _| {
+    /// Of a regular file: the threads that take pages read the bodies themselves, each its own.
+    pub fn leave_bodies(mut self) -> Result<Self, Error> {
+        self.file = Some(self.input.file().try_clone()?);
+        self.body = |input, record, _| {
             let offset = input.offset();
             input.seek_past_body(record)?;
-            Ok(Body::At(offset))
-        })
+            Ok(Some(offset))
+        };
+        Ok(self)
     }
 }
 

@@ -171,6 +171,8 @@ pub struct Vma {
     pub huge: Vec<(u64, u64)>,
     /// mbind(2); None follows the thread that first touches a page.
     pub policy: Option<MemoryPolicy>,
+    /// Pages that are those of the parent at the same addresses, copy-on-write: start and end addresses, in ascending order.
+    pub inherited: Vec<(u64, u64)>,
     /// Bytes of its own that were resident (or swapped) and therefore are in the image, zero pages included.
     pub resident: u64,
 }

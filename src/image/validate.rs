@@ -1,7 +1,8 @@
 //! Checks of a snapshot that was read: whoever works with it need not check indices, order or bounds again.
 
+use super::family;
 use super::header::Header;
-
+use super::lineage::{Conflict, Lineage};
 use super::state::{
     Backing, ControlGroup, FdTable, Memory, MemoryPolicy, Process, SharedKind, SharedObject, SigInfo, Snapshot, Thread,
     Vma, Zombie,
@@ -49,6 +50,7 @@ pub fn validate(snapshot: &Snapshot, header: &Header) -> Checked {
         }
     }
     check_family(snapshot, &mut tids)?;
+    check_lineage(snapshot)?;
     for table in &snapshot.fd_tables {
         check_table(table, snapshot.descriptions.len())?;
     }
@@ -277,6 +279,26 @@ fn check_signals(process: &Process) -> Checked {
     Ok(())
 }
 
+/// Of a family that cannot be made nothing is made: it is refused later, for other reasons.
+fn check_lineage(snapshot: &Snapshot) -> Checked {
+    let heirs = |process: &Process| process.memory.vmas.iter().any(|vma| !vma.inherited.is_empty());
+    if !snapshot.processes.iter().any(heirs) {
+        return Ok(());
+    }
+    let Ok(steps) = family::order(&family::members(snapshot), &snapshot.leaderless, false) else {
+        return Ok(());
+    };
+    Lineage::of(&snapshot.processes, &steps).map(drop).map_err(|conflicts| {
+        let Conflict { process, mapping } = conflicts[0];
+        let (process, mapping) = (
+            &snapshot.processes[process],
+            &snapshot.processes[process].memory.vmas[mapping],
+        );
+        let (pid, start, end) = (process.pid, mapping.start, mapping.end);
+        format!("pid {pid}: mapping {start:#x}-{end:#x} inherits what its parent has not")
+    })
+}
+
 fn check_memory(memory: &Memory, snapshot: &Snapshot, header: &Header) -> Checked {
     ensure(memory.auxv.len() <= AUXV_MAX, || "its auxiliary vector is giant".into())?;
     let mut previous_end = 0;
@@ -306,6 +328,7 @@ fn check_vma(vma: &Vma, snapshot: &Snapshot, header: &Header) -> Checked {
     check_name(&vma.name, "it")?;
     check_ranges(vma, &vma.guards, page, "a guard")?;
     check_ranges(vma, &vma.huge, page, "a huge page")?;
+    check_ranges(vma, &vma.inherited, page, "inherited pages")?;
     let huge: u64 = vma.huge.iter().map(|(start, end)| end - start).sum();
     ensure(huge <= vma.resident, || "has more huge pages than pages".into())?;
     check_policy(vma.policy.as_ref())?;

@@ -1,7 +1,7 @@
 //! Writes an image in one pass: workers read, thin out and compress frames of pages. Into a stream the caller alone puts them; into a
 //! file each worker puts its own, while they are still in the cache of its processor.
 
-use super::coverage::Coverage;
+use super::coverage::{Coverage, Order};
 use super::header::Header;
 use super::output::{FileFrames, Frames, Output, StreamFrames};
 use super::pace::Pace;
@@ -84,24 +84,28 @@ pub fn write_image(
     output.header(Header::new(options.machine, options.page_size))?;
     let (head, state) = codec::encode_state(snapshot, STATE_LEVEL)?;
     output.record(kind::STATE, &head, &Body::new(&state))?;
-    let cursor = Mutex::new(Cursor::new(extents));
     let jobs = job_count(options.jobs).min(useful_jobs(extents));
-    let frames = output.frames(options.page_size);
+    let mut frames = output.frames(options.page_size);
     let pace = match &frames {
         Frames::Stream(_) => Pace::of_stream(jobs),
         Frames::File(_) => Pace::of_file(),
     };
-    let worker = Worker {
-        cursor: &cursor,
-        source,
-        options,
-        pace: &pace,
-        failed: &AtomicBool::new(false),
-    };
-    let written = match frames {
-        Frames::Stream(frames) => write_stream(frames, jobs, &worker),
-        Frames::File(frames) => write_file(&frames, jobs, &worker),
-    }?;
+    let mut tally = Tally::default();
+    for group in extents.chunk_by(|a, b| a.space.heirs_of() == b.space.heirs_of()) {
+        let cursor = Mutex::new(Cursor::new(group));
+        let worker = Worker {
+            cursor: &cursor,
+            source,
+            options,
+            pace: &pace,
+            failed: &AtomicBool::new(false),
+        };
+        tally = match &mut frames {
+            Frames::Stream(frames) => write_stream(frames, jobs, &worker, tally),
+            Frames::File(frames) => write_file(frames, jobs, &worker, tally),
+        }?;
+    }
+    let written = tally.written;
     if options.cancelled.load(Ordering::Relaxed) {
         bail!(Cancelled);
     }
@@ -114,7 +118,9 @@ fn check(snapshot: &Snapshot, extents: &[Extent], options: &Options<'_>) -> Resu
     let header = Header::new(options.machine, options.page_size);
     validate::validate(snapshot, &header).map_err(|reason| anyhow!(reason))?;
     let mut coverage = Coverage::new(snapshot, options.page_size);
+    let mut order = Order::default();
     for extent in extents {
+        order.add(extent.space).map_err(|reason| anyhow!(reason))?;
         coverage
             .add(extent.space, extent.offset, extent.len)
             .map_err(|reason| anyhow!(reason))?;
@@ -123,7 +129,7 @@ fn check(snapshot: &Snapshot, extents: &[Extent], options: &Options<'_>) -> Resu
 }
 
 /// Workers make frames, and the caller writes them.
-fn write_stream(mut frames: StreamFrames<'_>, jobs: usize, worker: &Worker<'_>) -> Result<Written> {
+fn write_stream(frames: &mut StreamFrames<'_>, jobs: usize, worker: &Worker<'_>, mut tally: Tally) -> Result<Tally> {
     let (finished, to_write) = bounded::<Frame>(jobs);
     let (spent, spares) = bounded(jobs);
     std::thread::scope(|scope| {
@@ -141,7 +147,6 @@ fn write_stream(mut frames: StreamFrames<'_>, jobs: usize, worker: &Worker<'_>) 
             })
             .collect();
         drop((finished, spares));
-        let mut tally = Tally::default();
         let written = to_write.iter().try_for_each(|frame| {
             timed(&frame, worker.pace, || frames.write(&frame))?;
             tally.add(&frame, worker.options);
@@ -151,13 +156,13 @@ fn write_stream(mut frames: StreamFrames<'_>, jobs: usize, worker: &Worker<'_>) 
         });
         // Ends the workers at their next frame, whatever the reason.
         drop(to_write);
-        join(workers).and(written).map(|()| tally.written)
+        join(workers).and(written).map(|()| tally)
     })
 }
 
 /// Each worker writes its own frames.
-fn write_file(frames: &FileFrames<'_>, jobs: usize, worker: &Worker<'_>) -> Result<Written> {
-    let tally = Mutex::new(Tally::default());
+fn write_file(frames: &FileFrames<'_>, jobs: usize, worker: &Worker<'_>, tally: Tally) -> Result<Tally> {
+    let tally = Mutex::new(tally);
     let deliver = |frame: Frame| {
         timed(&frame, worker.pace, || frames.write(&frame))?;
         let mut tally = tally.lock().expect("no worker panics with the tally in hand");
@@ -169,7 +174,7 @@ fn write_file(frames: &FileFrames<'_>, jobs: usize, worker: &Worker<'_>) -> Resu
     } else {
         std::thread::scope(|scope| join((0..jobs).map(|_| scope.spawn(|| worker.run(deliver))).collect()))?;
     }
-    Ok(tally.into_inner().expect("no worker panicked").written)
+    Ok(tally.into_inner().expect("no worker panicked"))
 }
 
 /// An error of the first that has one. Whoever spawned them waits for the others.

@@ -18,22 +18,16 @@ use crate::image::state::{Backing, Memory, Vma};
 
 /// Writes the content of processes and of the shared objects.
 pub struct Fill<'a> {
-    pub(super) processes: Vec<ProcessFill>,
-    pub(super) shared: Vec<BorrowedFd<'a>>,
+    /// Those that are mapped.
+    pub(super) processes: &'a [Option<ProcessFill>],
+    pub(super) shared: &'a [BorrowedFd<'a>],
 }
 
 impl Fill<'_> {
-    /// When all content was written: makes the huge pages that hold nothing but zeros.
-    pub fn finish(self) -> Result<()> {
-        self.processes
-            .iter()
-            .try_for_each(|process| put_huge_pages(&process.memory, &process.pure, process.jobs))
-    }
-
     pub fn write(&self, run: &PageRun<'_>) -> Result<()> {
         match run.space {
-            Space::Process(index) => {
-                let process = self.processes.get(index as usize);
+            Space::Process(index) | Space::Inherited(index) => {
+                let process = self.processes.get(index as usize).and_then(Option::as_ref);
                 process.context("content for a process that is not there")?.write(run)
             }
             Space::Shared(object) => self.write_shared(object, run),
@@ -114,6 +108,11 @@ impl ProcessFill {
             pure,
             jobs,
         })
+    }
+
+    /// When all content was written: makes the huge pages that hold nothing but zeros.
+    pub fn finish(&mut self) -> Result<()> {
+        put_huge_pages(&self.memory, &self.pure, self.jobs)
     }
 
     /// A run may cover several mappings that touch each other.

@@ -123,7 +123,7 @@ fn set_process(script: &mut Script<'_>, parts: &Parts<'_>) -> Result<()> {
     settings::of_process(script, process)
 }
 
-fn set_limit(script: &mut Script<'_>, resource: u32, soft: u64, hard: u64) -> Result<()> {
+pub(super) fn set_limit(script: &mut Script<'_>, resource: u32, soft: u64, hard: u64) -> Result<()> {
     let bytes: Vec<u8> = [soft, hard].into_iter().flat_map(u64::to_ne_bytes).collect();
     let args = [0u64.into(), resource.into(), bytes.as_slice().into(), 0u64.into()];
     script.call("prlimit64", libc::SYS_prlimit64, args)
@@ -197,7 +197,7 @@ fn set_actions(script: &mut Script<'_>, actions: &[SignalAction]) -> Result<()> 
 }
 
 /// rt_sigaction(2) with struct kernel_sigaction: handler, flags, restorer, mask.
-fn set_action(script: &mut Script<'_>, action: &SignalAction) -> Result<()> {
+pub(super) fn set_action(script: &mut Script<'_>, action: &SignalAction) -> Result<()> {
     let bytes = action_bytes(action);
     let args = [action.signal.into(), bytes.as_slice().into(), 0u64.into(), 8u64.into()];
     script.call("rt_sigaction", libc::SYS_rt_sigaction, args)

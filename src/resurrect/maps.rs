@@ -1,6 +1,7 @@
 //! The memory map of the task that is rebuilt: everything goes but the stage, then each mapping is made where it was.
 #![deny(unsafe_code)]
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -10,6 +11,7 @@ use super::script::Script;
 use super::settings;
 use super::stage::Stage;
 use crate::arch;
+use crate::image::ranges::{self, Range};
 use crate::image::state::{Backing, Memory, Process, Vma};
 
 /// Descriptors of what mappings refer to, by index in the snapshot and by [`needs_write`]; the task has inherited them under the
@@ -26,21 +28,85 @@ pub fn needs_write(vma: &Vma) -> bool {
 
 const PROT_WRITE: u8 = 2;
 
-/// Unmaps all but the stage, maps the kernel's own set anew, then all of `memory`.
-pub fn make(script: &mut Script<'_>, stage: &Stage, process: &Process, fds: &MappedFds<'_>) -> Result<()> {
-    let memory = &process.memory;
-    munmap(script, 0, stage.addr())?;
-    munmap(script, stage.end(), arch::TASK_SIZE - stage.end())?;
-    map_vdso(script, memory)?;
-    let ours = memory
-        .vmas
-        .iter()
-        .filter(|vma| !matches!(vma.backing, Backing::Kernel(_)));
-    for (index, vma) in ours.enumerate() {
+/// A mapping while children are made.
+pub struct Spread<'a> {
+    pub vma: &'a Vma,
+    /// Where it is; at least where it will be.
+    pub span: Range,
+    /// The parent's mapping that it already is, by clone(2).
+    pub from: Option<&'a Vma>,
+}
+
+/// Unmaps all but the stage and what comes from the parent, maps the kernel's own set anew unless it is among that, then all the rest.
+pub fn make(
+    script: &mut Script<'_>,
+    stage: &Stage,
+    process: &Process,
+    mappings: &[Spread<'_>],
+    fds: &MappedFds<'_>,
+) -> Result<()> {
+    let mut kept = vec![(stage.addr(), stage.end())];
+    let from_parent = mappings.iter().filter(|mapping| mapping.from.is_some());
+    kept.extend(from_parent.map(|mapping| mapping.span));
+    let kept = ranges::union(kept);
+    for (start, end) in ranges::difference(&[(0, arch::TASK_SIZE)], &kept) {
+        munmap(script, start, end - start)?;
+    }
+    let kernels_own = mappings.iter().filter(|mapping| is_kernels(mapping.vma));
+    if kernels_own.clone().any(|mapping| mapping.from.is_none()) {
+        map_vdso(script, &process.memory)?;
+    }
+    let ours = mappings.iter().filter(|mapping| !is_kernels(mapping.vma));
+    for (index, mapping) in ours.enumerate() {
         // PR_SET_MEMORY_MERGE has marked mappings without joining equal neighbours (ksm_add_vma(), mm/ksm.c), and will do so again:
         // until then every other one is marked, so that none are joined.
         let marked_later = process.settings.memory_merge && index % 2 == 1;
-        map(script, vma, fds, marked_later).with_context(|| format!("mapping {:x}-{:x}", vma.start, vma.end))?;
+        let made = match mapping.from {
+            Some(from) => adopt(script, mapping, from),
+            None => map(script, &wide(mapping.vma, mapping.span), fds, marked_later),
+        };
+        made.with_context(|| format!("mapping {:x}-{:x}", mapping.vma.start, mapping.vma.end))?;
+    }
+    Ok(())
+}
+
+fn is_kernels(vma: &Vma) -> bool {
+    matches!(vma.backing, Backing::Kernel(_))
+}
+
+/// Makes a mapping of the parent's what it is to be here: what is not inherited is as if it had never been touched.
+fn adopt(script: &mut Script<'_>, mapping: &Spread<'_>, from: &Vma) -> Result<()> {
+    let (start, end) = mapping.span;
+    if mapping.vma.prot != from.prot {
+        let args = [start.into(), (end - start).into(), i32::from(mapping.vma.prot).into()];
+        script.call("mprotect", libc::SYS_mprotect, args)?;
+    }
+    for (start, end) in ranges::difference(&[(start, end)], &mapping.vma.inherited) {
+        let args = [start.into(), (end - start).into(), libc::MADV_DONTNEED.into()];
+        script.call("madvise(MADV_DONTNEED)", libc::SYS_madvise, args)?;
+    }
+    Ok(())
+}
+
+/// The mapping as it is while children are made.
+fn wide(vma: &Vma, (start, end): Range) -> Cow<'_, Vma> {
+    if (vma.start, vma.end) == (start, end) {
+        return Cow::Borrowed(vma);
+    }
+    let mut vma = vma.clone();
+    if let Backing::File { offset, .. } = &mut vma.backing {
+        *offset -= vma.start - start; // that of a child, which begins there (is_kin())
+    }
+    (vma.start, vma.end) = (start, end);
+    Cow::Owned(vma)
+}
+
+/// Once all children are made.
+pub fn trim(script: &mut Script<'_>, mappings: &[Spread<'_>]) -> Result<()> {
+    for Spread { vma, span, .. } in mappings {
+        for (start, end) in ranges::difference(&[*span], &[(vma.start, vma.end)]) {
+            munmap(script, start, end - start)?;
+        }
     }
     Ok(())
 }

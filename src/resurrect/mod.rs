@@ -7,6 +7,7 @@ mod fill;
 mod finish;
 pub mod layout;
 mod login;
+mod maker;
 mod maps;
 pub mod plan;
 mod process;

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use super::timens::{self, ClockPolicy, HostClocks, TimeOffsets};
 use crate::arch;
 use crate::image::family::{self, Step, Stranger};
+use crate::image::lineage::{Conflict, Lineage};
 use crate::image::state::{Backing, Credentials, Process, Rlimit, Snapshot};
 use crate::refusal::Refusal;
 
@@ -89,7 +90,8 @@ pub struct Plan {
     pub session: Session,
     /// How the processes are made.
     pub steps: Vec<Step>,
-    /// In the order of the processes.
+    pub lineage: Lineage,
+    /// In the order of the processes. Who inherits memory is not executed: its is that of its parent.
     pub births: Vec<Born>,
     pub time_offsets: Option<TimeOffsets>,
     /// RLIMIT_MEMLOCK, soft and hard, for as long as memory is locked again: as high as ours may be.
@@ -132,14 +134,28 @@ pub fn plan(snapshot: &Snapshot, machine: &Machine, wishes: Wishes) -> Result<Pl
         refusals.extend(strangers.into_iter().map(stranger));
         Vec::new()
     });
+    let lineage = Lineage::of(&snapshot.processes, &steps).unwrap_or_else(|conflicts| {
+        let reason = "inherits memory from a process that does not make it";
+        let heir = |conflict: Conflict| &snapshot.processes[conflict.process];
+        let refusal = |conflict| Refusal::new(heir(conflict).pid, "the process", reason, "");
+        refusals.extend(conflicts.into_iter().map(refusal));
+        Lineage::default()
+    });
     if !refusals.is_empty() {
         return Err(refusals);
+    }
+    let mut births: Vec<Born> = snapshot.processes.iter().map(born).collect();
+    for index in 0..births.len() {
+        if let Some(parent) = lineage.parent(index) {
+            births[index] = births[parent];
+        }
     }
     Ok(Plan {
         pid: Pid::from_raw(first.pid),
         session: session(snapshot, wishes),
         steps,
-        births: snapshot.processes.iter().map(born).collect(),
+        lineage,
+        births,
         time_offsets,
         lock_limit: rights::lock_limit(machine),
     })

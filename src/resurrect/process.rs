@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use super::descriptors::Move;
 use super::fill::ProcessFill;
-use super::maps::{self, MappedFds};
+use super::maps::{self, MappedFds, Spread};
 use super::plan::Plan;
 use super::script::Script;
 use super::stage::Stage;
@@ -55,6 +55,7 @@ pub struct Rebuilt<'a> {
     pub(super) stage: Rc<Stage>,
     /// /proc/PID/mem, opened before credentials change.
     pub(super) memory: File,
+    pub(super) is_mapped: bool,
 }
 
 impl Rebuilt<'_> {
@@ -67,16 +68,25 @@ impl Rebuilt<'_> {
             parts,
             tasks: vec![leader],
             stage,
+            is_mapped: false,
         })
     }
 
     /// Makes the memory map, without content yet.
-    pub(super) fn map(&mut self) -> Result<()> {
+    pub(super) fn map(&mut self, mappings: &[Spread<'_>]) -> Result<()> {
         let mut script = Script::new(&self.stage, &mut self.tasks[0]);
         let parts = &self.parts;
-        maps::make(&mut script, &self.stage, parts.process, parts.mapped)?;
+        maps::make(&mut script, &self.stage, parts.process, mappings, parts.mapped)?;
         script.run()?;
+        self.is_mapped = true;
         maps::verify_vdso(&parts.process.memory, &kernel_mappings(parts.pid())?)
+    }
+
+    /// Once its children are there.
+    pub(super) fn trim(&mut self, mappings: &[Spread<'_>]) -> Result<()> {
+        let mut script = Script::new(&self.stage, &mut self.tasks[0]);
+        maps::trim(&mut script, mappings)?;
+        script.run()
     }
 
     /// The door for memory's content. It works from any thread, while the process stays stopped.

@@ -30,9 +30,8 @@ pub struct Birth<'a> {
     /// A memfd of the stub, see [`stub_file`].
     pub stub: BorrowedFd<'a>,
     pub time_offsets: Option<TimeOffsets>,
-    /// personality(2) for the exec; ADDR_NO_RANDOMIZE and a stack limit set the base for later mmaps.
-    pub personality: u64,
-    pub stack_limit: Option<u64>,
+    /// ADDR_NO_RANDOMIZE and a stack limit set the base for later mmaps.
+    pub born: Born,
     /// Descriptors that it inherits under the numbers they have here.
     pub inherited: &'a [BorrowedFd<'a>],
 }
@@ -74,9 +73,7 @@ pub fn spawn(birth: &Birth<'_>) -> Result<Stopped> {
     };
     let child = Unexecuted { pid, _stack: stack };
     let running = Running::seize(pid, libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACESYSGOOD)?;
-    if let Some(limit) = birth.stack_limit {
-        set_soft_stack_limit(pid, limit)?;
-    }
+    set_soft_stack_limit(pid, birth.born.stack_limit)?;
     gate.open();
     let stopped = running
         .wait()
@@ -177,7 +174,7 @@ impl SharedGate {
                 errno: AtomicI32::new(0),
                 parent: libc::getpid(),
                 exec_fd,
-                personality: birth.personality,
+                personality: birth.born.personality,
                 wanted_tid: birth.pid.as_raw(),
                 offsets_len: text.len() as u32,
                 offsets,

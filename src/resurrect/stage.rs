@@ -3,6 +3,7 @@
 //! The host writes it through its descriptor, so a script costs two pwrites and no copy by ptrace.
 #![deny(unsafe_code)]
 
+use std::cell::Cell;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -31,7 +32,7 @@ pub const STAGE_LEN: u64 = TEXT_LEN + DATA_LEN + OPS_LEN + STACK_LEN;
 /// The stage and the address at which the task has it mapped.
 pub struct Stage {
     memfd: File,
-    addr: u64,
+    addr: Cell<u64>,
 }
 
 impl Stage {
@@ -42,7 +43,10 @@ impl Stage {
             .set_len(STAGE_LEN)
             .and_then(|()| memfd.write_all_at(STUB, 0))
             .context("fill the stage")?;
-        Ok(Stage { memfd, addr: 0 })
+        Ok(Stage {
+            memfd,
+            addr: Cell::new(0),
+        })
     }
 
     pub fn memfd(&self) -> &File {
@@ -50,29 +54,29 @@ impl Stage {
     }
 
     /// Says where in the task it is to be mapped, which is known only after the exec.
-    pub fn place(&mut self, addr: u64) {
-        self.addr = addr;
+    pub fn place(&self, addr: u64) {
+        self.addr.set(addr);
     }
 
     pub fn addr(&self) -> u64 {
-        self.addr
+        self.addr.get()
     }
 
     pub fn end(&self) -> u64 {
-        self.addr + STAGE_LEN
+        self.addr() + STAGE_LEN
     }
 
     /// Where the stub's `_start` is in the task.
     pub fn entry(&self) -> u64 {
-        self.addr + stub_entry_offset()
+        self.addr() + stub_entry_offset()
     }
 
     pub fn data_addr(&self, offset: usize) -> u64 {
-        self.addr + TEXT_LEN + offset as u64
+        self.addr() + TEXT_LEN + offset as u64
     }
 
     pub fn ops_addr(&self) -> u64 {
-        self.addr + TEXT_LEN + DATA_LEN
+        self.addr() + TEXT_LEN + DATA_LEN
     }
 
     /// Top of the stack, aligned as at a function's entry by call (System V ABI).

@@ -1,52 +1,44 @@
 //! Processes that have ended, and whose parents can still ask how (wait(2)): made like others, and ended the same way.
 
-use std::collections::HashMap;
-
 use anyhow::{Context, Result, bail};
 
-use super::brood::Brood;
+use super::finish::{set_action, set_limit};
+use super::maker::{Maker, drop_without_detaching};
+use super::process::sigmask_bit;
 use super::script::Script;
 use super::spawn::call_in_stub;
 use super::stage::Stage;
-use super::tree::drop_without_detaching;
-use crate::image::state::Zombie;
+use crate::image::state::{SignalAction, Zombie};
 use crate::tracer::{Error, Resume, Stop, Stopped};
 
-/// Ends those of the stubs that are zombies. Nobody gets a signal for it: what was still pending is part of the image.
-pub fn end(zombies: &[Zombie], stubs: &mut HashMap<i32, Stopped>, stage: &Stage, brood: &mut Brood) -> Result<()> {
-    for zombie in zombies {
-        let ended = end_one(zombie, stubs, stage, brood);
-        ended.with_context(|| format!("the ended process {}", zombie.pid))?;
-    }
-    Ok(())
-}
-
-fn end_one(zombie: &Zombie, stubs: &mut HashMap<i32, Stopped>, stage: &Stage, brood: &mut Brood) -> Result<()> {
-    if let Some(parent) = stubs.get_mut(&zombie.ppid) {
+/// Ends one that was made for that. Nobody gets a signal for it: what was still pending is part of the image.
+pub(super) fn end_one(maker: &mut Maker<'_>, zombie: &Zombie) -> Result<()> {
+    let stage = maker.stage();
+    if let Ok(parent) = maker.task(zombie.ppid) {
         // A parent that ignores SIGCHLD has no zombies.
-        let mut script = Script::new(stage, parent);
-        let args = [
-            libc::SIGCHLD.into(),
-            [0u8; 32].as_slice().into(),
-            0u64.into(),
-            8u64.into(),
-        ];
-        script.call("rt_sigaction", libc::SYS_rt_sigaction, args)?;
+        let mut script = Script::new(&stage, parent);
+        set_action(
+            &mut script,
+            &SignalAction {
+                signal: libc::SIGCHLD,
+                ..SignalAction::default()
+            },
+        )?;
         script.run()?;
     }
-    let mut stub = stubs.remove(&zombie.pid).context("no step has made it")?;
-    let gone = die(zombie, &mut stub, stage);
+    let mut stub = maker.remove(zombie.pid).context("no step has made it")?;
+    let gone = die(zombie, &mut stub, &stage);
     drop_without_detaching(Some(stub));
     gone?;
-    brood.forget(zombie.pid);
-    match stubs.get_mut(&zombie.ppid) {
-        Some(parent) if zombie.exit_signal > 0 => forget_signal(&mut Script::new(stage, parent), zombie.exit_signal),
+    maker.brood.forget(zombie.pid);
+    match maker.task(zombie.ppid) {
+        Ok(parent) if zombie.exit_signal > 0 => forget_signal(&mut Script::new(&stage, parent), zombie.exit_signal),
         _ => Ok(()),
     }
 }
 
 fn die(zombie: &Zombie, stub: &mut Stopped, stage: &Stage) -> Result<()> {
-    prepare(&mut Script::new(stage, stub), zombie)?;
+    prepare(Script::new(stage, stub), zombie)?;
     let gone = match libc::WIFSIGNALED(zombie.status) {
         true => end_by_signal(stub, libc::WTERMSIG(zombie.status)),
         false => {
@@ -63,21 +55,15 @@ fn die(zombie: &Zombie, stub: &mut Stopped, stage: &Stage) -> Result<()> {
 }
 
 /// What can still be seen of it: its name and its user. No core is dumped once more.
-fn prepare(script: &mut Script<'_>, zombie: &Zombie) -> Result<()> {
+fn prepare(mut script: Script<'_>, zombie: &Zombie) -> Result<()> {
     let name: Vec<u8> = zombie.name.iter().copied().take(15).chain([0]).collect();
     script.prctl("PR_SET_NAME", libc::PR_SET_NAME, &[name.as_slice().into()])?;
-    let args = [
-        0u64.into(),
-        libc::RLIMIT_CORE.into(),
-        [0u8; 16].as_slice().into(),
-        0u64.into(),
-    ];
-    script.call("prlimit64", libc::SYS_prlimit64, args)?;
+    set_limit(&mut script, libc::RLIMIT_CORE, 0, 0)?;
     if zombie.uid != nix::unistd::getuid().as_raw() {
         let uid = zombie.uid;
         script.call("setresuid", libc::SYS_setresuid, [uid.into(), uid.into(), uid.into()])?;
     }
-    script.ask("getpid", libc::SYS_getpid, []).map(drop)
+    script.run()
 }
 
 /// Its signals have their default actions, as in any program that was just executed, unless they were ignored.
@@ -96,7 +82,7 @@ fn end_by_signal(stub: &mut Stopped, signal: i32) -> Result<()> {
 
 /// Takes back the signal that the end of a child has sent.
 pub fn forget_signal(script: &mut Script<'_>, signal: i32) -> Result<()> {
-    let mask = (1u64 << (signal - 1)).to_ne_bytes();
+    let mask = sigmask_bit(signal).to_ne_bytes();
     let args = [
         mask.as_slice().into(),
         0u64.into(),

@@ -29,8 +29,17 @@ impl Groups {
     pub fn open(processes: &[Process]) -> Result<(Self, Vec<String>)> {
         let own = control_groups(&ProcDir::by_pid(std::process::id().cast_signed())?)?;
         let (mut groups, mut notes) = (Groups::default(), Vec::new());
+        // Who is in thaw's own need not join, unless it is born into another one.
+        let stays = |process: &Process| {
+            let first = process.threads.iter().find(|thread| thread.tid == process.pid);
+            first.is_none_or(|first| first.settings.control_groups.iter().all(|group| own.contains(group)))
+        };
+        let own = match processes.iter().all(stays) {
+            true => own.as_slice(),
+            false => &[],
+        };
         for process in processes {
-            groups.add(process, &own, &mut notes);
+            groups.add(process, own, &mut notes);
         }
         Ok((groups, notes))
     }
@@ -59,6 +68,12 @@ impl Groups {
                 }
             }
         }
+    }
+
+    /// One of the processes, as [`join_processes`](Self::join_processes) does it for all.
+    pub fn join_process(&self, pid: i32) -> Vec<String> {
+        let own = self.processes.iter().filter(|(process, _)| process.as_raw() == pid);
+        own.filter_map(|(pid, join)| join.write(*pid)).collect()
     }
 
     /// The processes, before they have memory: what they use is charged to the group from the beginning.

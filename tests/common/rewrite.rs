@@ -17,8 +17,9 @@ struct Memory(BTreeMap<(u8, u32, u64), Option<Vec<u8>>>);
 
 fn key(space: Space, offset: u64) -> (u8, u32, u64) {
     match space {
-        Space::Process(index) => (0, index, offset),
-        Space::Shared(index) => (1, index, offset),
+        Space::Inherited(index) => (0, index, offset),
+        Space::Process(index) => (1, index, offset),
+        Space::Shared(index) => (2, index, offset),
     }
 }
 
@@ -27,10 +28,10 @@ const PAGE: usize = 4096;
 impl Memory {
     fn extents(&self) -> Vec<Extent> {
         let extent = |&(kind, index, offset): &(u8, u32, u64)| Extent {
-            space: if kind == 0 {
-                Space::Process(index)
-            } else {
-                Space::Shared(index)
+            space: match kind {
+                0 => Space::Inherited(index),
+                1 => Space::Process(index),
+                _ => Space::Shared(index),
             },
             offset,
             len: PAGE as u64,

@@ -161,6 +161,7 @@ fn vmas(heap: u64, object: u64) -> Vec<Vma> {
         guards: vec![],
         huge: vec![],
         policy: None,
+        inherited: Vec::new(),
         resident: 0,
     };
     vec![

@@ -34,7 +34,7 @@ impl Stored {
         for run in frame.runs.iter().filter(|run| !run.zero) {
             let amount = match run.space {
                 Space::Shared(object) => &mut self.shared_objects[object as usize],
-                Space::Process(process) => {
+                Space::Process(process) | Space::Inherited(process) => {
                     let vmas = &snapshot.processes[process as usize].memory.vmas;
                     &mut self.mappings[process as usize][mapping_at(vmas, run.offset)]
                 }

@@ -77,6 +77,8 @@ const FORGERIES: &[Forgery] = &[
     (|s| s.processes[0].memory.vmas[0].shared = true, "is shared and belongs to nothing"),
     (|s| s.processes[0].memory.vmas[0].guards = vec![(HEAP, HEAP + 4 * PAGE)], "has a guard at"),
     (|s| s.processes[0].memory.vmas[0].huge = vec![(HEAP - PAGE, HEAP + PAGE)], "has a huge page at"),
+    (|s| s.processes[0].memory.vmas[0].inherited = vec![(HEAP, HEAP + 4 * PAGE)], "has inherited pages at"),
+    (|s| s.processes[0].memory.vmas[0].inherited = vec![(HEAP, HEAP + PAGE)], "inherits what its parent has not"),
     (|s| (s.processes[0].memory.vmas[0].resident, s.processes[0].memory.vmas[0].huge) = (0, vec![(HEAP, HEAP + PAGE)]), "has more huge pages than pages"),
     (|s| s.processes[0].threads[1].settings.filters.push(0), "has a seccomp filter that is not there"),
     (|s| s.processes[0].settings.filters.push(Filter { flags: 0, instructions: vec![0; 9] }), "it has a seccomp filter of 9 bytes"),
