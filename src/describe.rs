@@ -116,6 +116,7 @@ fn process(member: Member, exe: u32, vmas: Vec<Vma>, fd_table: u32) -> Process {
         ppid: facts.ppid,
         pgid: facts.pgid,
         sid: facts.sid,
+        foreground: facts.foreground,
         exit_signal: facts.exit_signal,
         exe,
         cwd: facts.cwd.path,

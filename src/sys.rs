@@ -9,6 +9,7 @@ pub mod probe;
 pub mod process;
 pub mod settings;
 mod signals;
+pub mod terminal;
 
 pub use groups::groups;
 pub use signals::{Became, SignalInfo, kill, look_at_child, securebits, take_signal, wait_for_signal};

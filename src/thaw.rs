@@ -7,6 +7,7 @@ mod files;
 pub mod foreground;
 mod machine;
 mod pid_file;
+mod screen;
 mod terminal;
 mod trust;
 
@@ -29,6 +30,7 @@ use crate::resurrect::{self, GoesOn, Inherited, MappedFds, Move, Parts, SharedMe
 use control_groups::Groups;
 use copies::Copies;
 use files::MappedFiles;
+use screen::{Relay, Screen};
 use terminal::Lending;
 
 pub use crate::resurrect::timens::ClockPolicy;
@@ -44,6 +46,8 @@ pub struct Options {
     pub file_check: FileCheck,
     pub trust: Trust,
     pub pid_file: Option<PathBuf>,
+    /// What the terminals of the program become, instead of thaw's own.
+    pub tty: Option<PathBuf>,
     /// Threads that decompress and fill memory.
     pub jobs: usize,
 }
@@ -54,6 +58,7 @@ pub struct Thawed {
     pub session: Session,
     pub pumps: Vec<Pump>,
     lending: Lending,
+    relay: Option<Relay>,
     /// What looks different from the freeze, but is not in the way.
     pub warnings: Vec<String>,
     pub memory_bytes: u64,
@@ -127,6 +132,7 @@ fn thaw_from<R: Read>(
         session: made.plan.session,
         pumps: made.pumps,
         lending,
+        relay: made.relay,
         warnings,
         memory_bytes,
         window,
@@ -172,14 +178,20 @@ fn bring_back<R: Read>(
     fd::finish(snapshot, &made.descriptions, &made.shared)?;
     tree.arm_timers()?;
     foreground::hold_signals()?;
-    let mut lending = lending(snapshot, &made.plan);
-    let has_another_screen = lending.lend()?;
+    let mut lending = match made.terminal {
+        Some(_) => Lending::none(),
+        None => lending(snapshot, &made.plan),
+    };
+    let redraws = match made.terminal {
+        Some(_) => snapshot.processes.iter().find_map(|process| process.foreground),
+        None => lending.lend()?.then(|| snapshot.processes[0].pgid),
+    };
     let how = if options.stopped {
         GoesOn::Stopped
     } else {
         GoesOn::AsItWas
     };
-    let window = match tree.resume(how, has_another_screen) {
+    let window = match tree.resume(how, redraws) {
         Ok(window) => window,
         Err(error) => {
             lending.end(true)?;
@@ -205,6 +217,16 @@ fn lending(snapshot: &Snapshot, plan: &Plan) -> Lending {
         Session::Join => getpgrp(),
     };
     Lending::new(group, fd::terminal_settings(snapshot))
+}
+
+/// Those who led a session on a terminal, and have none here.
+fn without_terminal(snapshot: &Snapshot, stdio: &Stdio) -> Vec<String> {
+    let leaders = snapshot.processes.iter().filter(|process| process.foreground.is_some());
+    let note = "led its session on a terminal and has none now, and with it no job control; --tty gives it one";
+    leaders
+        .filter(|_| stdio.terminal.is_none())
+        .map(|process| format!("pid {} {note}", process.pid))
+        .collect()
 }
 
 /// Somebody may have taken an id between our look and its clone3(2), which then fails with EEXIST: that is a refusal as well.
@@ -239,6 +261,7 @@ fn decode<R: Read>(reader: &mut Reader<R>) -> Result<Snapshot> {
 struct Decided {
     plan: Plan,
     stdio: Stdio,
+    relay: Option<Relay>,
     inherited: Inherited,
     files: MappedFiles,
     groups: Groups,
@@ -248,7 +271,8 @@ struct Decided {
 /// All that stands against the thaw, at once; nothing has been made yet.
 fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -> Result<Decided> {
     let machine = machine::look(snapshot)?;
-    let stdio = Stdio::own()?;
+    let Screen { terminal, relay } = Screen::choose(snapshot, options.tty.as_deref(), options.detach)?;
+    let stdio = Stdio::own(terminal)?;
     let (files, checked, groups) = trust::with_rights_over_files(owner, options.trust, || {
         let files = MappedFiles::open(snapshot, options.file_check);
         let groups = Groups::open(&snapshot.processes);
@@ -263,6 +287,7 @@ fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -
     let mut warnings = checked.warnings;
     warnings.extend(notes);
     warnings.extend(machine.surroundings.warning(snapshot));
+    warnings.extend(without_terminal(snapshot, &stdio));
     warnings.extend(
         snapshot
             .processes
@@ -284,6 +309,7 @@ fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -
             Ok(Decided {
                 plan,
                 stdio,
+                relay,
                 inherited: machine::inherited(machine.credentials)?,
                 files,
                 groups,
@@ -307,6 +333,8 @@ struct Made {
     shared_memory: SharedMemory,
     descriptions: Vec<OwnedFd>,
     pumps: Vec<Pump>,
+    terminal: Option<OwnedFd>,
+    relay: Option<Relay>,
 }
 
 fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
@@ -321,6 +349,7 @@ fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
         inherited,
         mut files,
         groups,
+        relay,
         ..
     } = decided;
     files.complete(&shared_memory)?;
@@ -333,6 +362,8 @@ fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
         shared_memory,
         descriptions,
         pumps: context.pumps,
+        terminal: context.stdio.terminal,
+        relay,
     })
 }
 
@@ -347,6 +378,7 @@ fn tree_to_make<'a>(
     let mut inherited: Vec<BorrowedFd<'a>> = made.descriptions.iter().map(AsFd::as_fd).collect();
     inherited.extend(made.files.all());
     inherited.extend(made.shared_memory.all());
+    inherited.extend(made.terminal.as_ref().map(AsFd::as_fd));
     Tree::new(snapshot, &made.plan, parts.collect::<Result<_>>()?, inherited, jobs)
 }
 
@@ -374,6 +406,11 @@ fn parts_of<'a>(
         owner_calls: fd::relink(snapshot, process.fd_table as usize)?,
         inherited: made.inherited.clone(),
         vdso_syscall: resurrect::vdso_syscall(process)?,
+        terminal: made
+            .terminal
+            .as_ref()
+            .filter(|_| process.foreground.is_some())
+            .map(AsFd::as_fd),
         new_session: made.plan.session == Session::New || snapshot.has_id(process.sid),
     })
 }

@@ -22,6 +22,12 @@ pub struct Args {
     /// Return once the program runs, in a session of its own, and print its pid
     #[arg(short, long)]
     detach: bool,
+    /// The terminal that those of the program become, and the controlling one of a session that was led on one
+    ///
+    /// Without it they become that which thaw runs on; where the program led its session on one, as a shell in a window does, by a
+    /// pseudo-terminal in between.
+    #[arg(long, value_name = "PATH")]
+    tty: Option<PathBuf>,
     /// Write the program's pid to FILE
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
@@ -83,6 +89,7 @@ impl Args {
                 Trust::OwnersRights
             },
             pid_file: self.pid_file.clone(),
+            tty: self.tty.clone(),
             jobs: self.jobs.map_or_else(default_jobs, std::num::NonZeroUsize::get),
         }
     }

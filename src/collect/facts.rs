@@ -44,6 +44,7 @@ pub struct ProcessFacts {
     pub ppid: i32,
     pub pgid: i32,
     pub sid: i32,
+    pub foreground: Option<i32>,
     pub exit_signal: i32,
     pub umask: u32,
     pub exe: (Name, Found),

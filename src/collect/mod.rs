@@ -342,15 +342,11 @@ fn process_facts(
 ) -> Result<ProcessFacts> {
     let stat = process::stat(dir)?;
     let stopped_by = process.group_stop();
-    let mut untold = answers.untold;
-    if stat.session == stat.pid && stat.tty_nr != 0 {
-        let note = "it leads its session and has a controlling terminal: thawed, it will have none, and with it no job control";
-        untold.push(note.into());
-    }
     Ok(ProcessFacts {
         ppid: stat.ppid,
         pgid: stat.pgrp,
         sid: stat.session,
+        foreground: (stat.session == stat.pid && stat.tty_nr != 0).then_some(stat.tpgid),
         exit_signal: stat.exit_signal.context("stat has no exit signal")?,
         umask: Status::of(dir)?.umask,
         exe,
@@ -365,7 +361,7 @@ fn process_facts(
             autogroup_nice: process::autogroup_nice(dir)?,
             ..answers.settings
         },
-        untold,
+        untold: answers.untold,
         has_ldt: answers.has_ldt,
         layout: process::layout(&stat, answers.brk)?,
         auxv: dir.read("auxv")?,

@@ -41,4 +41,4 @@ pub use shared::{SharedObjects, make_memfd};
 pub use standard::{Pump, Stdio};
 pub use stdio::terminal_settings;
 pub use terminal::TerminalSettings;
-pub use thaw::{Check, OwnerCall, ReopenContext, check, finish, relink, reopen};
+pub use thaw::{Check, OwnerCall, ReopenContext, check, finish, open_again, relink, reopen};

@@ -18,29 +18,41 @@ use super::stdio::Becomes;
 use super::thaw::open_again;
 
 /// What becomes the program's stdin, stdout and stderr where these led outside.
-pub struct Stdio(pub [OwnedFd; 3]);
+pub struct Stdio {
+    pub three: [OwnedFd; 3],
+    /// What all its terminals become, where that is another than thaw's.
+    pub terminal: Option<OwnedFd>,
+}
 
 impl Stdio {
-    /// Thaw's own.
-    pub fn own() -> Result<Self> {
+    /// Thaw's own, and the terminal that is the program's, if that is another.
+    pub fn own(terminal: Option<OwnedFd>) -> Result<Self> {
         let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().context("duplicate stdin, stdout and stderr");
-        Ok(Stdio([
+        let three = [
             duplicate(io::stdin().as_fd())?,
             duplicate(io::stdout().as_fd())?,
             duplicate(io::stderr().as_fd())?,
-        ]))
+        ];
+        Ok(Stdio {
+            terminal,
+            ..Self::of(three)
+        })
+    }
+
+    pub fn of(three: [OwnedFd; 3]) -> Self {
+        Stdio { three, terminal: None }
     }
 
     /// Which of the three it is. A terminal is any of them that is one, else what can be read and written as it could.
     pub(super) fn source(&self, becomes: Becomes, status_flags: u32) -> Result<BorrowedFd<'_>> {
         match becomes {
-            Becomes::Number(number) => match self.0.get(usize::from(number)) {
+            Becomes::Number(number) => match self.three.get(usize::from(number)) {
                 Some(file) => Ok(file.as_fd()),
                 None => bail!("there is no standard descriptor {number}"),
             },
             Becomes::Terminal => {
-                let terminal = self.0.iter().find(|file| isatty(file).unwrap_or(false));
-                let fitting = || self.0.iter().find(|file| access_fits(file.as_fd(), status_flags));
+                let terminal = self.three.iter().find(|file| isatty(file).unwrap_or(false));
+                let fitting = || self.three.iter().find(|file| access_fits(file.as_fd(), status_flags));
                 let file = terminal.or_else(fitting);
                 Ok(file.context("none of stdin, stdout and stderr is a terminal")?.as_fd())
             }
@@ -127,6 +139,12 @@ pub fn pollable(file: BorrowedFd<'_>) -> Result<bool> {
         Err(Errno::EPERM) => Ok(false),
         Err(errno) => Err(errno).context("EPOLL_CTL_ADD of a standard descriptor"),
     }
+}
+
+/// A description of its own on a terminal.
+pub fn open_terminal(terminal: BorrowedFd<'_>, status_flags: u32) -> Result<OwnedFd> {
+    let flags = status_flags.cast_signed() & (libc::O_ACCMODE | libc::O_NONBLOCK);
+    open_again(terminal, flags)
 }
 
 /// Thaw's descriptor itself, sharing its description as a child of a shell would. A description of its own on the same

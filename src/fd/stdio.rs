@@ -82,6 +82,9 @@ impl Kind for Outside {
         if let Some(content) = &self.unread {
             check_size(content, description, check);
         }
+        if self.pipe.is_none() && check.stdio.terminal.is_some() {
+            return;
+        }
         let source = check
             .stdio
             .source(self.becomes, description.status_flags)
@@ -101,6 +104,11 @@ impl Kind for Outside {
 
     fn reopen(&self, description: &Description, context: &mut ReopenContext) -> Result<OwnedFd> {
         let flags = description.status_flags;
+        if self.pipe.is_none()
+            && let Some(terminal) = &context.stdio.terminal
+        {
+            return standard::open_terminal(terminal.as_fd(), flags);
+        }
         let source = context.stdio.source(self.becomes, flags)?;
         if let (Some(inode), Some(content)) = (self.pipe, &self.unread) {
             let (pipe, pump) = Pump::into_program(source, content)?;

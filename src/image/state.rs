@@ -77,6 +77,8 @@ pub struct Process {
     pub ppid: i32,
     pub pgid: i32,
     pub sid: i32,
+    /// Of one that leads a session with a controlling terminal: the foreground process group there (tcgetpgrp(3)), 0 or less if there is none.
+    pub foreground: Option<i32>,
     /// What its parent gets when it ends (clone(2)).
     pub exit_signal: i32,
     /// Index into [`Snapshot::files`]: /proc/PID/exe.

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
@@ -116,6 +116,7 @@ impl<'a> Maker<'a> {
             }
         }
         self.take_own_steps()?;
+        self.set_foreground()?;
         let zombies = self.zombies;
         for zombie in zombies {
             let ended = zombies::end_one(self, zombie);
@@ -192,7 +193,7 @@ impl<'a> Maker<'a> {
                 sibling,
                 exit_signal,
             } => self.clone(pid, by, sibling, exit_signal),
-            Step::NewSession { pid } => self.call(pid, "setsid", libc::SYS_setsid, []),
+            Step::NewSession { pid } => self.new_session(pid),
             Step::Group { pid, group } => {
                 let group = group.unwrap_or_else(|| getpgrp().as_raw());
                 self.call(pid, "setpgid", libc::SYS_setpgid, [0u64.into(), group.into()])
@@ -302,6 +303,42 @@ impl<'a> Maker<'a> {
         let mut script = Script::new(&stage, self.task(pid)?);
         script.call(name, number, args)?;
         script.run()
+    }
+
+    /// With its terminal, which children that it makes from now on have as well.
+    fn new_session(&mut self, pid: i32) -> Result<()> {
+        self.call(pid, "setsid", libc::SYS_setsid, [])?;
+        match self.terminal(pid) {
+            Some(terminal) => {
+                let args = [terminal.as_raw_fd().into(), libc::TIOCSCTTY.into(), 0u64.into()];
+                self.call(pid, "ioctl(TIOCSCTTY)", libc::SYS_ioctl, args)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn terminal(&self, pid: i32) -> Option<BorrowedFd<'a>> {
+        let process = self.by_pid.get(&pid).and_then(|&index| self.processes[index].as_ref());
+        process.and_then(|process| process.parts.terminal)
+    }
+
+    /// The foreground process groups of sessions, when all groups are there.
+    fn set_foreground(&mut self) -> Result<()> {
+        for process in self.all {
+            let (Some(group), Some(terminal)) = (process.foreground, self.terminal(process.pid)) else {
+                continue;
+            };
+            let (stage, group) = (self.stage(), group.to_ne_bytes());
+            let args = [
+                terminal.as_raw_fd().into(),
+                libc::TIOCSPGRP.into(),
+                group.as_slice().into(),
+            ];
+            let mut script = Script::new(&stage, self.task(process.pid)?);
+            // A group that has ended, or that has none left, cannot be set, nor does it matter to anybody.
+            let _was_there = script.try_ask("ioctl(TIOCSPGRP)", libc::SYS_ioctl, args)?;
+        }
+        Ok(())
     }
 
     /// One that was there for its id only.

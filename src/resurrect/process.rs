@@ -38,6 +38,8 @@ pub struct Parts<'a> {
     pub vdso_syscall: u64,
     /// It is in a session that was begun for the image.
     pub new_session: bool,
+    /// Of one that leads a session with a controlling terminal: that.
+    pub terminal: Option<BorrowedFd<'a>>,
 }
 
 impl Parts<'_> {

@@ -98,9 +98,9 @@ impl<'a> Tree<'a> {
         self.each("timers", Rebuilt::arm_timers)
     }
 
-    /// Lets all go. Returns how long the window from the first to the last detach was.
-    pub fn resume(mut self, how: GoesOn, has_another_screen: bool) -> Result<Duration> {
-        self.prepare(how, has_another_screen)?;
+    /// Lets all go; the process group `redraws` has another screen. Returns how long the window from the first to the last detach was.
+    pub fn resume(mut self, how: GoesOn, redraws: Option<i32>) -> Result<Duration> {
+        self.prepare(how, redraws)?;
         let begin = Instant::now();
         self.maker.brood.let_go()?;
         // Children first: a parent that goes on could miss nothing of them, but end them.
@@ -112,7 +112,7 @@ impl<'a> Tree<'a> {
     }
 
     /// Children first, as in the image they come after their parents: what those are told of a stop is taken back while they are stubs.
-    fn prepare(&mut self, how: GoesOn, has_another_screen: bool) -> Result<()> {
+    fn prepare(&mut self, how: GoesOn, redraws: Option<i32>) -> Result<()> {
         let processes = &mut self.maker.processes;
         let mut children: HashMap<i32, Vec<&Process>> = HashMap::new();
         for process in processes.iter().flatten().map(|process| process.parts.process) {
@@ -122,7 +122,7 @@ impl<'a> Tree<'a> {
             let pid = process.parts.process.pid;
             let own = children.get(&pid).map_or(&[] as &[_], Vec::as_slice);
             process
-                .prepare(how, has_another_screen, own)
+                .prepare(how, redraws == Some(process.parts.process.pgid), own)
                 .with_context(|| format!("go on: pid {pid}"))?;
         }
         Ok(())

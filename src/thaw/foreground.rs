@@ -12,6 +12,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask, raise};
 use nix::unistd::{Pid, dup2_stdin, dup2_stdout};
 
 use super::Thawed;
+use super::screen::{Relay, Running};
 use super::terminal::Lending;
 use crate::fd::Pump;
 use crate::resurrect::plan::Session;
@@ -59,6 +60,7 @@ pub fn follow(thawed: Thawed, begins_stopped: bool) -> Result<u8> {
         pid: thawed.pid,
         session: thawed.session,
         lending: thawed.lending,
+        relay: thawed.relay.map(Relay::start).transpose()?,
     };
     let outputs = start_pumps(thawed.pumps);
     let_go_of_stdio()?;
@@ -67,6 +69,7 @@ pub fn follow(thawed: Thawed, begins_stopped: bool) -> Result<u8> {
     wait_for.add(Signal::SIGCHLD);
     loop {
         if let Some(code) = follower.report(&mut expected_stop)? {
+            follower.relay.take().map_or(Ok(()), Running::end)?;
             // The program's last output may still be on its way; what its pump met is the reader's business.
             outputs.into_iter().for_each(|output| drop(output.join()));
             return Ok(code);
@@ -90,6 +93,7 @@ struct Follower {
     pid: Pid,
     session: Session,
     lending: Lending,
+    relay: Option<Running>,
 }
 
 impl Follower {
@@ -114,6 +118,10 @@ impl Follower {
 
     /// ^Z stops the program; the shell that waits for us is to see a stopped job, and its fg makes both go on.
     fn stop_as_well(&mut self) -> Result<()> {
+        if let Some(relay) = &self.relay {
+            relay.stop()?;
+            return self.send(libc::SIGCONT);
+        }
         self.lending.take_back()?;
         raise(Signal::SIGSTOP).context("stop")?;
         // What made us go on waits in our queue, as all that passes through; passed on as well, it would come to the program twice.
@@ -128,8 +136,10 @@ impl Follower {
 
     /// A signal of the kernel's own, such as ^C makes it, went to the whole process group: a program in ours has it already.
     fn pass_on(&self, info: &sys::SignalInfo) -> Result<()> {
-        if info.code == libc::SI_KERNEL && self.session == Session::Join {
-            return Ok(());
+        match &self.relay {
+            Some(relay) if info.signal == libc::SIGWINCH => return relay.pass_size(),
+            None if info.code == libc::SI_KERNEL && self.session == Session::Join => return Ok(()),
+            _ => {}
         }
         self.send(info.signal)
     }

@@ -55,7 +55,7 @@ fn stdin_from_outside_brings_its_unread_bytes_first() {
     let (_directory, path) = temporary(b"thaw's own");
     let output = File::create(path.with_extension("out")).unwrap();
     let clone = || OwnedFd::from(output.try_clone().unwrap());
-    let stdio = Stdio([File::open(&path).unwrap().into(), clone(), clone()]);
+    let stdio = Stdio::of([File::open(&path).unwrap().into(), clone(), clone()]);
     let mut thawed = Thawed::from(looked, shared, stdio);
     let pump = thawed.context.pumps.pop().unwrap();
     let pumping = std::thread::spawn(|| pump.run());
@@ -102,7 +102,7 @@ fn a_fifo_of_its_own_comes_back_and_one_with_company_is_refused() {
     let (looked, shared) = waiting.look();
     let flags = [flags_of(&reader), flags_of(&writer)];
     drop((reader, writer, waiting));
-    let thawed = Thawed::from(looked, shared, Stdio::own().unwrap());
+    let thawed = Thawed::from(looked, shared, Stdio::own(None).unwrap());
     assert_eq!([thawed.flags(5), thawed.flags(6)], flags);
     thawed.file(6).write_all(b"!").unwrap();
     let mut bytes = [0; 20];
@@ -126,7 +126,7 @@ fn a_server_that_waits_at_its_fifo_waits_again() {
     for had_visitors in [false, true] {
         assert_eq!(hung_up(reader.as_fd()), had_visitors);
         let (looked, shared) = Waiting::with(&[(&reader, 5)]).look();
-        let thawed = Thawed::from(looked, shared, Stdio::own().unwrap());
+        let thawed = Thawed::from(looked, shared, Stdio::own(None).unwrap());
         assert_eq!(hung_up(thawed.fd(5).as_fd()), had_visitors);
         drop(
             OpenOptions::new()
@@ -151,7 +151,7 @@ fn a_watched_stdin_that_cannot_be_polled_is_pumped() {
     looked.descriptions[2].payload = postcard::to_stdvec(&watches.to_vec()).unwrap();
     let (_directory, path) = temporary(b"a file");
     let output = File::create(path.with_extension("out")).unwrap();
-    let stdio = Stdio([
+    let stdio = Stdio::of([
         File::open(&path).unwrap().into(),
         output.try_clone().unwrap().into(),
         output.into(),
@@ -188,7 +188,7 @@ fn terminals_become_thaws_own() {
     let thawed = Thawed::from(
         looked,
         shared,
-        Stdio([File::open("/dev/null").unwrap().into(), clone(), clone()]),
+        Stdio::of([File::open("/dev/null").unwrap().into(), clone(), clone()]),
     );
     assert!(
         !nix::unistd::isatty(thawed.fd(0)).unwrap(),

@@ -89,6 +89,7 @@ fn process(heap: u64, object: u64) -> Process {
         ppid: 1,
         pgid: 4127,
         sid: 4127,
+        foreground: None,
         exit_signal: 17,
         exe: 0,
         cwd: b"/tmp".to_vec(),

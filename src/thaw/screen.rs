@@ -1,0 +1,187 @@
+//! The terminal of a program that led a session on one, as a shell in a window does: a pseudo-terminal of thaw's, which carries what goes
+//! to and comes from the terminal that thaw runs on, as script(1) does it, or the terminal that the user names.
+#![deny(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result};
+use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::signal::{SigSet, Signal, raise};
+use nix::sys::stat::Mode;
+use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::unistd::{getpgrp, isatty, tcgetpgrp};
+
+use crate::fd::open_again;
+use crate::image::state::Snapshot;
+use crate::sys;
+use crate::sys::terminal::{set_size, size};
+
+/// What becomes of terminals that the program had.
+#[derive(Default)]
+pub struct Screen {
+    /// The terminal itself, for the program.
+    pub terminal: Option<OwnedFd>,
+    pub relay: Option<Relay>,
+}
+
+impl Screen {
+    /// `named`: that of --tty. Without it one is made where somebody led a session on a terminal and we are on one that can stand for it.
+    pub fn choose(snapshot: &Snapshot, named: Option<&Path>, detach: bool) -> Result<Self> {
+        if let Some(path) = named {
+            let terminal = open(path, OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC, Mode::empty())
+                .with_context(|| format!("open {}", path.display()))?;
+            anyhow::ensure!(isatty(&terminal).unwrap_or(false), "{} is no terminal", path.display());
+            return Ok(Screen {
+                terminal: Some(terminal),
+                relay: None,
+            });
+        }
+        let is_led = snapshot.processes.iter().any(|process| process.foreground.is_some());
+        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+        let own = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        let own = own.into_iter().find(|fd| isatty(fd).unwrap_or(false));
+        match own {
+            Some(own) if is_led && !detach => Self::relayed(snapshot, own).context("make a pseudo-terminal"),
+            _ => Ok(Screen::default()),
+        }
+    }
+
+    fn relayed(snapshot: &Snapshot, own: BorrowedFd<'_>) -> Result<Self> {
+        let own = File::from(open_again(own, libc::O_RDWR)?);
+        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).context("posix_openpt")?;
+        grantpt(&master).and_then(|()| unlockpt(&master)).context("unlockpt")?;
+        let name = ptsname_r(&master).context("ptsname")?;
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let terminal = open(name.as_str(), flags, Mode::empty()).with_context(|| format!("open {name}"))?;
+        // What belongs to the line is that of our own, the rest as the program left it.
+        let before = tcgetattr(&own).context("tcgetattr")?;
+        tcsetattr(&terminal, SetArg::TCSANOW, &before).context("tcsetattr")?;
+        if let Some(settings) = crate::fd::terminal_settings(snapshot) {
+            settings.apply(&terminal)?;
+        }
+        let relay = Relay {
+            master: File::from(OwnedFd::from(master)),
+            own,
+            before,
+        };
+        relay.pass_size()?;
+        Ok(Screen {
+            terminal: Some(terminal),
+            relay: Some(relay),
+        })
+    }
+}
+
+/// Between our terminal, which is raw meanwhile, and the master of the program's.
+pub struct Relay {
+    master: File,
+    own: File,
+    before: Termios,
+}
+
+/// One that runs.
+pub struct Running {
+    relay: Relay,
+    is_over: Arc<AtomicBool>,
+    output: JoinHandle<io::Result<()>>,
+}
+
+impl Relay {
+    /// Carries bytes both ways from now on.
+    pub fn start(self) -> Result<Running> {
+        self.take_terminal()?;
+        let is_over = Arc::new(AtomicBool::new(false));
+        let duplicate = |file: &File| file.try_clone().context("duplicate a descriptor");
+        let (mut from, into) = (duplicate(&self.own)?, duplicate(&self.master)?);
+        // It ends with us: what is typed when the program is gone is the shell's.
+        thread::spawn(move || carry(&mut from, &into, None));
+        let (mut from, into, over) = (duplicate(&self.master)?, duplicate(&self.own)?, Arc::clone(&is_over));
+        let output = thread::spawn(move || carry(&mut from, &into, Some(&over)));
+        Ok(Running {
+            relay: self,
+            is_over,
+            output,
+        })
+    }
+
+    /// Waits, stopped, until our group is in the foreground: what comes from a terminal is for those who are. SIGTTOU and SIGTTIN are blocked
+    /// (`hold_signals`).
+    fn take_terminal(&self) -> Result<()> {
+        while tcgetpgrp(&self.own).is_ok_and(|group| group != getpgrp()) {
+            raise(Signal::SIGSTOP).context("stop")?;
+            sys::take_signal(&SigSet::from(Signal::SIGCONT)).context("go on")?;
+        }
+        let mut raw = self.before.clone();
+        cfmakeraw(&mut raw);
+        tcsetattr(&self.own, SetArg::TCSANOW, &raw).context("tcsetattr")?;
+        self.pass_size()
+    }
+
+    fn pass_size(&self) -> Result<()> {
+        size(self.own.as_fd())
+            .and_then(|size| set_size(self.master.as_fd(), &size))
+            .context("the size of the terminal")
+    }
+
+    fn give_back(&self) -> Result<()> {
+        tcsetattr(&self.own, SetArg::TCSADRAIN, &self.before).context("tcsetattr")
+    }
+}
+
+impl Running {
+    /// Our terminal has another size.
+    pub fn pass_size(&self) -> Result<()> {
+        self.relay.pass_size()
+    }
+
+    /// Stops with the program, the terminal as it was before.
+    pub fn stop(&self) -> Result<()> {
+        self.relay.give_back()?;
+        raise(Signal::SIGSTOP).context("stop")?;
+        sys::take_signal(&SigSet::from(Signal::SIGCONT)).context("go on")?;
+        self.relay.take_terminal()
+    }
+
+    /// The program has ended: what it wrote last is still to come. Others may have the terminal for longer, but nobody looks any more.
+    pub fn end(self) -> Result<()> {
+        self.is_over.store(true, Ordering::Release);
+        // What it met is the reader's business.
+        drop(self.output.join());
+        self.relay.give_back()
+    }
+}
+
+/// Until the other side hangs up or, once it `is_over`, nothing more is there.
+fn carry(from: &mut File, mut into: &File, is_over: Option<&AtomicBool>) -> io::Result<()> {
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        let over = is_over.is_some_and(|over| over.load(Ordering::Acquire));
+        let wait_ms = match (over, is_over) {
+            (true, _) => 0,
+            (false, Some(_)) => 20,
+            (false, None) => -1,
+        };
+        let mut ready = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
+        let timeout = nix::poll::PollTimeout::try_from(wait_ms).map_err(io::Error::other)?;
+        match poll(&mut ready, timeout) {
+            Ok(0) if over => return Ok(()),
+            Ok(0) | Err(nix::Error::EINTR) => continue,
+            Ok(_) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(len) => into.write_all(&buffer[..len])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
