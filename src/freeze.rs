@@ -1,6 +1,7 @@
 //! The story of a freeze: seize → collect → describe → encode → release. Whatever fails on the way, the processes go on as they were.
 #![deny(unsafe_code)]
 
+pub mod choose;
 mod output;
 mod saved;
 mod while_running;

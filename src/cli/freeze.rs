@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use anyhow::{Result, bail};
 
 use super::progress::{Progress, Verbosity};
+use crate::freeze::choose::{self, Choice};
 use crate::freeze::{self, Afterwards, Embed, Observer, Options, Output, Report};
 use crate::image::write::Compression;
 
@@ -17,9 +18,21 @@ use crate::image::write::Compression;
 /// The process ends once the image is safely on the disk. If anything fails before that, it goes on as if nothing had happened.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// The process to freeze
-    #[arg(required = true, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    /// The process to freeze, and everybody below it; several that have to do with each other
+    #[arg(value_name = "PID", value_parser = clap::value_parser!(i32).range(1..), required_unless_present_any = ["pgid", "sid", "cgroup", "unit"])]
     pids: Vec<i32>,
+    /// All processes of a process group, such as a pipeline of a shell
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(i32).range(1..))]
+    pgid: Vec<i32>,
+    /// All processes of a session
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(i32).range(1..))]
+    sid: Vec<i32>,
+    /// All processes of a control group and of those below it: its directory, or its path as /proc/PID/cgroup shows it
+    #[arg(long, value_name = "PATH")]
+    cgroup: Vec<PathBuf>,
+    /// All processes of a unit of systemd
+    #[arg(long, value_name = "NAME")]
+    unit: Vec<String>,
     /// The image; `-` is the standard output. An existing FILE is replaced once the new image is complete
     #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
     output: Option<PathBuf>,
@@ -88,8 +101,9 @@ pub fn run(args: &Args, verbosity: Verbosity) -> Result<ExitCode> {
         file: args.name(),
         progress: OnceLock::new(),
     };
+    let pids = choose::processes(&args.choices())?;
     if args.dry_run {
-        return dry_run(&args.pids, args.embed(), &watch);
+        return dry_run(&pids, args.embed(), &watch);
     }
     let output = args.open()?;
     let to_stdout = args.is_stdout();
@@ -101,7 +115,7 @@ pub fn run(args: &Args, verbosity: Verbosity) -> Result<ExitCode> {
         embed: args.embed(),
         observer: &watch,
     };
-    let report = freeze::freeze(&args.pids, output, &options)?;
+    let report = freeze::freeze(&pids, output, &options)?;
     watch.warn(&report.warnings);
     let line = last_line(&report, &watch.file);
     match to_stdout {
@@ -125,6 +139,19 @@ fn dry_run(pids: &[i32], embed: Embed, watch: &Watch) -> Result<ExitCode> {
 }
 
 impl Args {
+    fn choices(&self) -> Vec<Choice> {
+        let pids = self.pids.iter().map(|&pid| Choice::Pid(pid));
+        let groups = self.pgid.iter().map(|&id| Choice::Group(id));
+        let sessions = self.sid.iter().map(|&id| Choice::Session(id));
+        let control_groups = self.cgroup.iter().cloned().map(Choice::ControlGroup);
+        let units = self.unit.iter().cloned().map(Choice::Unit);
+        pids.chain(groups)
+            .chain(sessions)
+            .chain(control_groups)
+            .chain(units)
+            .collect()
+    }
+
     fn embed(&self) -> Embed {
         match self.embed_files {
             true => Embed::All,

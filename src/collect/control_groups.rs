@@ -53,6 +53,15 @@ pub(super) fn group_dirs(process: &ProcDir, controller: &str) -> Vec<PathBuf> {
     with_parents.filter(|dir| dir.join("cgroup.procs").exists()).collect()
 }
 
+/// Where hierarchies are mounted in which systemd keeps its units: that of version 2, and its own of version 1.
+pub fn roots_of_control_groups() -> impl Iterator<Item = PathBuf> {
+    let mounts = mounts();
+    let roots = [("cgroup2", None), ("cgroup", Some("name=systemd"))];
+    roots
+        .into_iter()
+        .filter_map(move |(kind, controller)| dir_of(&mounts, kind, controller, "/"))
+}
+
 fn mounts() -> String {
     std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()
 }

@@ -48,7 +48,7 @@ pub use threads::Sandbox;
 
 pub use beforehand::Beforehand;
 pub use clocks::clocks;
-pub use control_groups::{control_groups, directory};
+pub use control_groups::{control_groups, directory, roots_of_control_groups};
 pub use facts::{Facts, Mapping, Member, Place, ProcessFacts, SharedFacts, ThreadFacts};
 pub use files::Found;
 pub use files::build_id;
@@ -59,7 +59,8 @@ pub use limits::limits;
 pub use memory::Area;
 pub use objects::{Embed, Object, given_name};
 pub use pagemap::Populated;
-pub use proc::ProcDir;
+pub use proc::{ProcDir, all_processes};
+pub use process::stat;
 pub use scheduling::scheduling;
 pub use source::{Source, read_object};
 pub use status::Status;
