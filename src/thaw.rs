@@ -21,7 +21,7 @@ use anyhow::{Context, Result};
 use nix::unistd::{Pid, getpgrp};
 
 use crate::arch;
-use crate::fd::{self, Pump, ReopenContext, Stdio};
+use crate::fd::{self, OwnerCall, Pump, ReopenContext, Stdio};
 use crate::image::read::{Group, Reader};
 use crate::image::state::{Process, Snapshot};
 use crate::refusal::{Refusal, Refused};
@@ -373,8 +373,11 @@ fn tree_to_make<'a>(
     mapped: &'a MappedFds<'a>,
     jobs: usize,
 ) -> Result<Tree<'a>> {
-    let parts = snapshot.processes.iter().enumerate();
-    let parts = parts.map(|(index, process)| parts_of(snapshot, made, mapped, index, process));
+    let (own_vdso, mut owner_calls) = (resurrect::own_vdso()?, fd::relink(snapshot)?);
+    let parts = snapshot.processes.iter().map(|process| {
+        let calls = std::mem::take(&mut owner_calls[process.fd_table as usize]);
+        parts_of(snapshot, made, mapped, process, calls, &own_vdso)
+    });
     let mut inherited: Vec<BorrowedFd<'a>> = made.descriptions.iter().map(AsFd::as_fd).collect();
     inherited.extend(made.files.all());
     inherited.extend(made.shared_memory.all());
@@ -386,8 +389,9 @@ fn parts_of<'a>(
     snapshot: &'a Snapshot,
     made: &'a Made,
     mapped: &'a MappedFds<'a>,
-    index: usize,
     process: &'a Process,
+    owner_calls: Vec<OwnerCall>,
+    own_vdso: &[u8],
 ) -> Result<Parts<'a>> {
     let table = &snapshot.fd_tables[process.fd_table as usize];
     let moves = table.entries.iter().map(|entry| Move {
@@ -399,13 +403,13 @@ fn parts_of<'a>(
         plan: &made.plan,
         process,
         mapped,
-        exe: made.files.exe(index),
-        cwd: made.files.cwd(index),
-        root: made.files.root(index),
+        exe: made.files.exe(process),
+        cwd: made.files.cwd(process),
+        root: made.files.root(process),
         moves: moves.collect(),
-        owner_calls: fd::relink(snapshot, process.fd_table as usize)?,
-        inherited: made.inherited.clone(),
-        vdso_syscall: resurrect::vdso_syscall(process)?,
+        owner_calls,
+        inherited: &made.inherited,
+        vdso_syscall: resurrect::vdso_syscall(process, own_vdso)?,
         terminal: made
             .terminal
             .as_ref()

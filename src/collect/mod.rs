@@ -40,7 +40,7 @@ use crate::image::state::{MemoryPolicy, Name, ProcessSettings};
 use crate::image::state::{PosixTimer, SharedObject};
 use crate::tracer::{StoppedProcess, StoppedTree};
 use asked::{Answers, Questions};
-use objects::Finder;
+use objects::{Finder, KnownFiles};
 use pagemap::Scanner;
 use threads::{Look, Restrictions};
 
@@ -115,8 +115,11 @@ pub fn collect(tree: &mut StoppedTree, pages: Pages<'_>, embed: Embed) -> Result
         .collect();
     let descriptors = fd::look(&places, &mut shared)?;
     let (mut members, mut later) = (Vec::new(), Vec::new());
+    let (mut known, namespaces) = (KnownFiles::default(), surroundings::Namespaces::own()?);
     for (process, asked) in tree.processes().iter().zip(asked) {
-        let member = member(process, asked, &family, &mut shared, pages, embed);
+        let dir = ProcDir::of(process.proc()).context("duplicate /proc/PID")?;
+        let finder = Finder::new(&dir, &mut shared, embed, &mut known);
+        let member = member(process, asked, (&family, &namespaces), finder, pages);
         let (member, of_member) = member.with_context(|| format!("pid {}", process.pid()))?;
         members.push(member);
         later.extend(of_member);
@@ -183,10 +186,9 @@ fn ask(process: &mut StoppedProcess) -> Result<Asked> {
 fn member(
     process: &StoppedProcess,
     asked: Asked,
-    family: &family::Family,
-    shared: &mut SharedObjects,
+    (family, namespaces): (&family::Family, &surroundings::Namespaces),
+    mut finder: Finder<'_>,
     pages: Pages<'_>,
-    embed: Embed,
 ) -> Result<(Member, Vec<Later>)> {
     let Asked {
         restrictions,
@@ -194,8 +196,8 @@ fn member(
         mut answers,
     } = asked;
     let dir = ProcDir::of(process.proc()).context("duplicate /proc/PID")?;
-    let threads = threads(process, &dir, restrictions, std::mem::take(&mut answers.threads))?;
-    let mut finder = Finder::new(&dir, shared, embed);
+    let of_threads = std::mem::take(&mut answers.threads);
+    let threads = threads(process, &dir, namespaces, restrictions, of_threads)?;
     // Before the mappings, of which it may be one: then it is known as a file.
     let exe = finder.executable()?;
     let (mappings, later) = mappings(&dir, &mut finder, &mut answers.memory_policies, pages)?;
@@ -212,6 +214,7 @@ fn member(
 fn threads(
     process: &StoppedProcess,
     dir: &ProcDir,
+    namespaces: &surroundings::Namespaces,
     restrictions: Vec<Restrictions>,
     answers: Vec<asked::ThreadAnswers>,
 ) -> Result<Vec<ThreadFacts>> {
@@ -221,7 +224,7 @@ fn threads(
         control_groups: control_groups::control_groups(dir)?,
         security_label: labels::security_label(dir)?,
         login_uid: labels::login_uid(dir)?,
-        namespaces: surroundings::Namespaces::own()?,
+        namespaces,
     };
     let mut answers = answers.into_iter();
     let each = process.threads().iter().zip(restrictions);

@@ -91,17 +91,25 @@ pub struct Finder<'a> {
     process: &'a ProcDir,
     shared: &'a mut SharedObjects,
     embed: Embed,
+    known: &'a mut KnownFiles,
+}
+
+/// Files that were found for a process, and are the same for its relatives.
+#[derive(Default)]
+pub struct KnownFiles {
     /// By device, inode, name, and whether a copy would do.
-    files: HashMap<((u32, u32), u64, Name, bool), Found>,
+    mapped: HashMap<((u32, u32), u64, Name, bool), Found>,
+    /// By st_dev, st_ino and name.
+    executables: HashMap<(u64, u64, Name), Found>,
 }
 
 impl<'a> Finder<'a> {
-    pub fn new(process: &'a ProcDir, shared: &'a mut SharedObjects, embed: Embed) -> Self {
+    pub fn new(process: &'a ProcDir, shared: &'a mut SharedObjects, embed: Embed, known: &'a mut KnownFiles) -> Self {
         Finder {
             process,
             shared,
             embed,
-            files: HashMap::new(),
+            known,
         }
     }
 
@@ -125,22 +133,31 @@ impl<'a> Finder<'a> {
     /// Path and file of the executable.
     pub fn executable(&mut self) -> Result<(Name, Found)> {
         let path = self.process.link("exe")?;
+        let key = self
+            .process
+            .stat("exe")
+            .ok()
+            .map(|stat| (stat.st_dev, stat.st_ino, path.clone()));
+        if let Some(found) = key.as_ref().and_then(|key| self.known.executables.get(key)) {
+            return Ok((path, found.clone()));
+        }
         let found = files::behind_link(self.process, "exe", &path);
         let found = self.with_content(found, "exe", &path);
+        self.known.executables.extend(key.map(|key| (key, found.clone())));
         Ok((path, found))
     }
 
     fn file(&mut self, area: &Area) -> Found {
         let copy_will_do = !(area.shared && area.flags.has(b"mw"));
         let key = (area.device, area.inode, area.name.clone(), copy_will_do);
-        if let Some(found) = self.files.get(&key) {
+        if let Some(found) = self.known.mapped.get(&key) {
             return found.clone();
         }
         let mut found = files::behind_mapping(self.process, area);
         if copy_will_do {
             found = self.with_content(found, &map_file(area), &area.name);
         }
-        self.files.insert(key, found.clone());
+        self.known.mapped.insert(key, found.clone());
         found
     }
 

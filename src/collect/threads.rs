@@ -116,7 +116,7 @@ pub struct Look<'a> {
     pub security_label: Vec<u8>,
     /// Logging in is done before there are threads (pam_loginuid(8)).
     pub login_uid: u32,
-    pub namespaces: Namespaces,
+    pub namespaces: &'a Namespaces,
 }
 
 impl Look<'_> {

@@ -1,6 +1,6 @@
 //! Thaw side: descriptions are made in our own table, from where the owner inherits them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, ensure};
@@ -152,21 +152,25 @@ pub enum OwnerCall {
     EpollAdd { epfd: i32, fd: i32, events: u32, data: u64 },
 }
 
-/// The calls for the table `table`, in order. The snapshot was checked. Of a description that several tables refer to, the first makes them.
-pub fn relink(snapshot: &Snapshot, table: usize) -> Result<Vec<OwnerCall>> {
-    let mut numbers = vec![Vec::new(); snapshot.descriptions.len()];
-    let earlier = snapshot.fd_tables[..table].iter().flat_map(|table| &table.entries);
-    let earlier: HashSet<u32> = earlier.map(|entry| entry.description).collect();
-    let entries = snapshot.fd_tables[table].entries.iter();
-    for entry in entries.filter(|entry| !earlier.contains(&entry.description)) {
-        numbers[entry.description as usize].push(entry.fd);
+/// The calls for each table, in order. The snapshot was checked. Of a description that several tables refer to, the first makes them.
+pub fn relink(snapshot: &Snapshot) -> Result<Vec<Vec<OwnerCall>>> {
+    let mut done = HashSet::new();
+    let mut all = Vec::with_capacity(snapshot.fd_tables.len());
+    for table in &snapshot.fd_tables {
+        let mut numbers: BTreeMap<u32, Vec<i32>> = BTreeMap::new();
+        for entry in table.entries.iter().filter(|entry| !done.contains(&entry.description)) {
+            numbers.entry(entry.description).or_default().push(entry.fd);
+        }
+        let mut calls = Vec::new();
+        for (&index, numbers) in &numbers {
+            let kind = AnyKind::decode(&snapshot.descriptions[index as usize])
+                .with_context(|| name(snapshot, index as usize))?;
+            calls.extend(kind.relink(numbers));
+        }
+        done.extend(numbers.into_keys());
+        all.push(calls);
     }
-    let mut calls = Vec::new();
-    for (index, numbers) in numbers.iter().enumerate().filter(|(_, numbers)| !numbers.is_empty()) {
-        let kind = AnyKind::decode(&snapshot.descriptions[index]).with_context(|| name(snapshot, index))?;
-        calls.extend(kind.relink(numbers));
-    }
-    Ok(calls)
+    Ok(all)
 }
 
 /// The descriptions that epoll sets watch.

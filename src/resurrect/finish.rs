@@ -35,7 +35,7 @@ impl Rebuilt<'_> {
         for (thread, task) in others.iter().zip(&mut self.tasks[1..]) {
             let mut script = Script::new(&self.stage, task);
             seccomp::install_own(&mut script, process, thread)
-                .and_then(|()| threads::set_own(&mut script, thread, &self.parts.inherited))
+                .and_then(|()| threads::set_own(&mut script, thread, self.parts.inherited))
                 .and_then(|()| threads::queue_own_signals(&mut script, pid, thread.tid, &thread.pending))
                 .and_then(|()| threads::register_rseq(&mut script, thread))
                 .and_then(|()| script.run())
@@ -44,7 +44,7 @@ impl Rebuilt<'_> {
 
         let mut script = Script::new(&self.stage, &mut self.tasks[0]);
         seccomp::install_own(&mut script, process, leader)?;
-        threads::set_own(&mut script, leader, &self.parts.inherited)?;
+        threads::set_own(&mut script, leader, self.parts.inherited)?;
         set_after_credentials(&mut script, process)?;
         threads::queue_own_signals(&mut script, pid, leader.tid, &leader.pending)?;
         threads::queue_shared_signals(&mut script, pid, &process.pending)?;

@@ -33,7 +33,7 @@ pub struct Parts<'a> {
     pub root: Option<BorrowedFd<'a>>,
     pub moves: Vec<Move>,
     pub owner_calls: Vec<OwnerCall>,
-    pub inherited: Inherited,
+    pub inherited: &'a Inherited,
     /// A `syscall` instruction in the image's `[vdso]`.
     pub vdso_syscall: u64,
     /// It is in a session that was begun for the image.
@@ -153,7 +153,7 @@ fn kernel_mappings(pid: Pid) -> Result<Vec<(String, u64, u64)>> {
 }
 
 /// Address in the image of a system call instruction of this kernel's `[vdso]`.
-pub fn vdso_syscall(process: &Process) -> Result<u64> {
+pub fn vdso_syscall(process: &Process, own_vdso: &[u8]) -> Result<u64> {
     let is_vdso = |backing: &Backing| matches!(backing, Backing::Kernel(name) if name == "[vdso]");
     let vdso = process
         .memory
@@ -161,8 +161,7 @@ pub fn vdso_syscall(process: &Process) -> Result<u64> {
         .iter()
         .find(|vma| is_vdso(&vma.backing))
         .context("the image has no [vdso]")?;
-    let own = own_vdso()?;
-    let at = own
+    let at = own_vdso
         .windows(arch::SYSCALL_INSTRUCTION.len())
         .position(|bytes| bytes == arch::SYSCALL_INSTRUCTION);
     Ok(vdso.start + at.context("the [vdso] has no system call instruction")? as u64)

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::image::state::{self, Backing, Snapshot};
+use crate::image::state::{self, Backing, Process, Snapshot};
 use crate::refusal::Refusal;
 use crate::resurrect::{SharedMemory, needs_write};
 
@@ -27,17 +27,11 @@ pub enum FileCheck {
 
 /// Open files, by what needs them.
 pub struct MappedFiles {
-    /// By index of `Snapshot::files` and whether a mapping may write the file.
+    /// By index of `Snapshot::files` and whether a mapping may write the file; executables among them.
     files: HashMap<(u32, bool), Opened>,
-    /// In the order of the processes.
-    places: Vec<Places>,
+    /// By path, each once.
+    directories: HashMap<Vec<u8>, File>,
     pub warnings: Vec<String>,
-}
-
-struct Places {
-    exe: Opened,
-    cwd: File,
-    root: Option<File>,
 }
 
 enum Opened {
@@ -80,28 +74,25 @@ impl MappedFiles {
             warnings: Vec::new(),
             copied: BTreeSet::new(),
         };
-        let mut files = HashMap::new();
-        let mut places = Vec::with_capacity(snapshot.processes.len());
+        let (mut files, mut directories) = (HashMap::new(), HashMap::new());
         for process in &snapshot.processes {
-            for vma in &process.memory.vmas {
-                let Backing::File { file, .. } = vma.backing else {
-                    continue;
-                };
-                let key = (file, needs_write(vma));
+            let mapped = process.memory.vmas.iter().filter_map(|vma| match vma.backing {
+                Backing::File { file, .. } => Some((file, needs_write(vma))),
+                _ => None,
+            });
+            for key in mapped.chain([(process.exe, false)]) {
                 if !files.contains_key(&key)
-                    && let Some(opened) = opener.file(process.pid, file, key.1)
+                    && let Some(opened) = opener.file(process.pid, key.0, key.1)
                 {
                     files.insert(key, opened);
                 }
             }
-            let exe = opener.file(process.pid, process.exe, false);
-            let cwd = opener.directory(process.pid, "working directory", &process.cwd);
-            let root = match process.root.as_slice() {
-                b"/" => None,
-                root => opener.directory(process.pid, "root directory", root),
-            };
-            if let (Some(exe), Some(cwd)) = (exe, cwd) {
-                places.push(Places { exe, cwd, root });
+            for (what, path) in [("working directory", &process.cwd), ("root directory", &process.root)] {
+                if !directories.contains_key(path)
+                    && let Some(opened) = opener.directory(process.pid, what, path)
+                {
+                    directories.insert(path.clone(), opened);
+                }
             }
         }
         let told = opener.tell_of_copies();
@@ -117,26 +108,19 @@ impl MappedFiles {
         }
         Ok(MappedFiles {
             files,
-            places,
+            directories,
             warnings,
         })
     }
 
     /// Copies of files that are needed, by index in `Snapshot::shared_objects`.
     pub fn copies(&self) -> HashSet<u32> {
-        let executables = self.places.iter().map(|places| &places.exe);
-        self.files
-            .values()
-            .chain(executables)
-            .filter_map(Opened::copy)
-            .collect()
+        self.files.values().filter_map(Opened::copy).collect()
     }
 
     /// Takes the copies, once they are made.
     pub fn complete(&mut self, shared: &SharedMemory) -> Result<()> {
-        let executables = self.places.iter_mut().map(|places| &mut places.exe);
-        let mut all = self.files.values_mut().chain(executables);
-        all.try_for_each(|opened| opened.complete(shared))
+        self.files.values_mut().try_for_each(|opened| opened.complete(shared))
     }
 
     pub fn by_access(&self) -> HashMap<(u32, bool), BorrowedFd<'_>> {
@@ -144,25 +128,21 @@ impl MappedFiles {
     }
 
     pub fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let places = self.places.iter().flat_map(|Places { exe, cwd, root }| {
-            [exe.as_fd(), cwd.as_fd()]
-                .into_iter()
-                .chain(root.as_ref().map(AsFd::as_fd))
-        });
-        self.files.values().map(AsFd::as_fd).chain(places)
+        let directories = self.directories.values().map(AsFd::as_fd);
+        self.files.values().map(AsFd::as_fd).chain(directories)
     }
 
-    /// Of the process of this index.
-    pub fn exe(&self, index: usize) -> BorrowedFd<'_> {
-        self.places[index].exe.as_fd()
+    pub fn exe(&self, process: &Process) -> BorrowedFd<'_> {
+        self.files[&(process.exe, false)].as_fd()
     }
 
-    pub fn cwd(&self, index: usize) -> BorrowedFd<'_> {
-        self.places[index].cwd.as_fd()
+    pub fn cwd(&self, process: &Process) -> BorrowedFd<'_> {
+        self.directories[&process.cwd].as_fd()
     }
 
-    pub fn root(&self, index: usize) -> Option<BorrowedFd<'_>> {
-        self.places[index].root.as_ref().map(AsFd::as_fd)
+    /// None: it is ours.
+    pub fn root(&self, process: &Process) -> Option<BorrowedFd<'_>> {
+        (process.root != b"/").then(|| self.directories[&process.root].as_fd())
     }
 }
 

@@ -69,7 +69,7 @@ fn eventfds_signalfds_and_epoll_sets_come_back() {
         events: 0x8000_0019,
         data: 0xfedc_0000_1234,
     };
-    assert_eq!(fd::relink(&thawed.snapshot, 0).unwrap(), [add]);
+    assert_eq!(fd::relink(&thawed.snapshot).unwrap()[0], [add]);
 }
 
 #[test]
