@@ -129,6 +129,37 @@ left_running!(threads_are_frozen_without_privilege, "threads/hundred.c");
 left_running!(a_sleep_is_frozen_without_privilege, "blocked/nanosleep.c");
 left_running!(signals_are_frozen_without_privilege, "signals/pending.c");
 
+/// A set-user-ID program among the children: all go on.
+#[test]
+fn a_child_of_other_rights_keeps_the_whole_tree_from_being_frozen() {
+    let user = PlainUser::new();
+    if !is_root() || !may_freeze(&user) {
+        return;
+    }
+    let sleep = user.bring(Path::new("/usr/bin/sleep"), "other");
+    std::os::unix::fs::chown(&sleep, Some(0), Some(0)).expect("root may do that");
+    fs::set_permissions(&sleep, fs::Permissions::from_mode(0o4755)).expect("it is ours");
+    let mut shell = user.command(Path::new("/bin/sh"));
+    let script = "./other 1000 & echo $!; until [ -e go ]; do sleep 0.01; done; kill $!; echo PASS";
+    let mut program = Program::start(shell.args(["-c", script]));
+    let child: i32 = program
+        .wait_for(|line| line.parse::<i32>().is_ok())
+        .parse()
+        .expect("a pid");
+    common::wait_until("it has its rights", || {
+        common::status(child, "Uid").is_some_and(|uids| uids.contains('0'))
+    });
+    let freeze = user.cryopod(&["freeze", &program.pid.to_string(), "-o", "app.img"]);
+    assert_eq!(freeze.status.code(), Some(3), "{}", words(&freeze));
+    assert!(words(&freeze).contains(&format!("pid {child}")), "{}", words(&freeze));
+    assert!(!user.dir.path().join("app.img").exists());
+    assert_eq!(common::status(child, "TracerPid").as_deref(), Some("0"));
+    // The shell may not signal what is not its user's.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), Signal::SIGKILL).expect("root may do that");
+    fs::write(user.dir.path().join("go"), "").expect("it is ours");
+    program.expect_pass();
+}
+
 #[test]
 fn what_a_plain_user_froze_is_thawed_by_root() {
     let user = PlainUser::new();

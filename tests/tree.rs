@@ -185,6 +185,41 @@ fn bash_with_jobs() {
     program.expect_pass();
 }
 
+/// Only CAP_SYS_ADMIN is shown where pages are. The fixture looks whether they are shared afterwards.
+#[test]
+fn inherited_memory_is_found_without_frame_numbers() {
+    if !can_thaw() {
+        return;
+    }
+    common::reap_orphans();
+    let dir = scratch();
+    let mut command = common::build::fixture("tree/inherited.c");
+    let mut program = Program::start(command.current_dir(dir.path()).env("FREEZES", "1"));
+    program.wait_for(|line| line == "READY");
+    let (pid, image) = (program.pid, dir.path().join("app.img"));
+    let freeze = Command::new("setpriv")
+        .args([
+            "--bounding-set",
+            "-sys_admin",
+            "--inh-caps",
+            "-sys_admin",
+            CRYOPOD,
+            "freeze",
+        ])
+        .args([&pid.to_string(), "--no-sync", "-o"])
+        .arg(&image)
+        .output()
+        .expect("setpriv is there");
+    assert_eq!(freeze.status.code(), Some(0), "{}", stderr(&freeze));
+    program.wait();
+    // Eight processes have 8 MiB in common, and the parts of it that some have changed.
+    let size = fs::metadata(&image).expect("it is there").len();
+    assert!(size < 24 << 20, "the image takes {size} bytes");
+    let thawed = Program::thaw(&image, pid);
+    thawed.signal(Signal::SIGUSR1);
+    thawed.expect_pass();
+}
+
 /// A child alone would lose what it has in common with its parent.
 #[test]
 fn memory_in_common_with_others_is_refused() {
@@ -273,4 +308,53 @@ fn make_in_the_middle_of_compiling() {
     }
     program.expect_pass();
     assert!(made() == undisturbed);
+}
+
+/// A member that somebody kills while the tree is being frozen is either frozen, or ended in the image, or the freeze fails and all others go on.
+#[test]
+fn a_member_that_is_killed_meanwhile() {
+    if !can_thaw() {
+        return;
+    }
+    common::reap_orphans();
+    let (mut carried, mut refused) = (0, 0);
+    for round in 0..40u64 {
+        let dir = scratch();
+        let mut program = bash(
+            "for i in 1 2 3 4 5 6; do sleep 1000 & done; echo READY; until [ -e go ]; do read -t 0.01 < /dev/zero; done; kill %1; echo PASS",
+            dir.path(),
+        );
+        let (pid, image) = (program.pid, dir.path().join("app.img"));
+        wait_until("all are there", || below(pid).len() == 7);
+        let victim = nix::unistd::Pid::from_raw(below(pid)[4]);
+        let mut freeze = Command::new(CRYOPOD)
+            .args(["-q", "freeze", &pid.to_string(), "--no-sync", "-o"])
+            .arg(&image)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("cryopod can be run");
+        std::thread::sleep(std::time::Duration::from_micros(500 * round));
+        // It may be gone: frozen.
+        let _killed = nix::sys::signal::kill(victim, Signal::SIGKILL);
+        let frozen = freeze.wait().expect("it is our child").success();
+        if frozen {
+            carried += 1;
+            program.wait();
+            program = Program::thaw(&image, pid);
+        } else {
+            refused += 1;
+            assert!(!image.exists());
+            assert!(below(pid).iter().all(|pid| state(*pid) != Some('T')));
+        }
+        assert!(below(pid).len() >= 6, "{:?}", below(pid));
+        let all = below(pid);
+        go(dir.path());
+        program.expect_pass();
+        for pid in &all[1..] {
+            let _gone = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+    }
+    println!("40 members were killed: {carried} trees were frozen, {refused} went on without it");
+    assert!(carried > 0, "no kill came late enough");
 }

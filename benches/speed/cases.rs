@@ -60,7 +60,8 @@ pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     automatic(settings, report)?;
     slow_pipe(settings, report)?;
     many(settings, report, "500 threads", &["threads", "500"], 30.0)?;
-    many(settings, report, "30,000 mappings", &["mappings", "30000"], 150.0)
+    many(settings, report, "30,000 mappings", &["mappings", "30000"], 150.0)?;
+    many(settings, report, "200 processes", &["processes", "200"], 80.0)
 }
 
 /// An image file, removed with the value.
@@ -304,7 +305,7 @@ fn through_pipe(target: &Target, how: &str, rate: u64) -> Result<(Duration, u64)
     Ok((begin.elapsed(), bytes))
 }
 
-/// Many threads or mappings.
+/// Many threads, mappings or processes.
 fn many(settings: &Settings, report: &mut Report, name: &str, program: &[&str], most: f64) -> Result<()> {
     if !settings.wants(name) {
         return Ok(());

@@ -68,7 +68,14 @@ pub fn freeze(pid: i32, image: &Path, options: &[&str]) -> Result<Took> {
         status.signal() == Some(libc::SIGKILL),
         "the frozen process ended otherwise: {status}"
     );
+    reap_orphans();
     Ok(took)
+}
+
+/// Its children are left to us; all have ended by now, and their ids are to be free.
+fn reap_orphans() {
+    // SAFETY: nobody asks for the status.
+    while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } > 0 {}
 }
 
 /// `cryopod thaw --detach`: returns once the program runs, which is our child then.

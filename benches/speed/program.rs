@@ -13,9 +13,18 @@ pub fn run(args: &[String]) -> Result<()> {
         Some("memory") => memory(number(1)?, args.get(2).is_some_and(|pages| pages == "huge"))?,
         Some("threads") => threads(number(1)?)?,
         Some("mappings") => mappings(number(1)?)?,
+        Some("processes") => return processes(number(1)?),
         other => bail!("no program {other:?}"),
     }
+    ready_for_ever()
+}
+
+fn ready_for_ever() -> Result<()> {
     println!("ready");
+    stay()
+}
+
+fn stay() -> Result<()> {
     // The pipe goes, so that whoever waits for its end knows, and no end of a pipe is left to carry.
     let null = std::fs::File::open("/dev/null")?;
     // SAFETY: dup2 takes numbers only.
@@ -131,6 +140,22 @@ fn threads(count: usize) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// So many processes, children of the first that end with it.
+fn processes(count: usize) -> Result<()> {
+    for index in 1..count {
+        // SAFETY: there is one thread.
+        match unsafe { libc::fork() } {
+            0 => {
+                nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+                return stay();
+            }
+            -1 => bail!("process {index} of {count}: {}", std::io::Error::last_os_error()),
+            _ => {}
+        }
+    }
+    ready_for_ever()
 }
 
 /// So many mappings, every second of which holds a page.

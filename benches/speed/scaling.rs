@@ -20,7 +20,7 @@ struct Scale {
     steps: &'static [usize],
 }
 
-const SCALES: [Scale; 3] = [
+const SCALES: [Scale; 4] = [
     Scale {
         what: "GiB",
         program: "memory",
@@ -38,6 +38,12 @@ const SCALES: [Scale; 3] = [
         program: "mappings",
         unit: 1000,
         steps: &[1, 10, 30, 60],
+    },
+    Scale {
+        what: "hundred processes",
+        program: "processes",
+        unit: 100,
+        steps: &[1, 5, 20],
     },
 ];
 
