@@ -171,7 +171,7 @@ impl Look<'_> {
         let leader = self.process.pid().as_raw();
         // Not where the kernel cannot tell.
         let shares_directories = tid != leader && sys::share(leader, tid, Shared::FileSystem) == Ok(true);
-        let foreign_namespaces = foreign_namespaces(&dir, &self.namespaces, shares_directories)?;
+        let foreign_namespaces = foreign_namespaces(&dir, self.namespaces, shares_directories)?;
         Ok(ThreadFacts {
             thread,
             status,

@@ -15,12 +15,15 @@ use super::uffd::Uffd;
 use crate::arch;
 use crate::image::pages::{PageRun, Space};
 use crate::image::state::{Backing, Memory, Vma};
+use crate::tracer::Lifted;
 
 /// Writes the content of processes and of the shared objects.
 pub struct Fill<'a> {
     /// Those that are mapped.
     pub(super) processes: &'a [Option<ProcessFill>],
     pub(super) shared: &'a [BorrowedFd<'a>],
+    /// The threads that write are started by who made this.
+    pub(super) _on_all_cpus: Lifted,
 }
 
 impl Fill<'_> {

@@ -14,8 +14,8 @@ pub struct Script<'a> {
     stage: &'a Stage,
     task: &'a mut Stopped,
     queue: Vec<(&'static str, Op)>,
-    /// Bytes of the data area in use by the queue.
-    data_used: usize,
+    /// What arguments of the queue point at: the beginning of the data area, written when the queue runs.
+    data: Vec<u8>,
 }
 
 /// An argument of a call: a number, or bytes that it points at.
@@ -79,7 +79,7 @@ impl<'a> Script<'a> {
             stage,
             task,
             queue: Vec::new(),
-            data_used: 0,
+            data: Vec::new(),
         }
     }
 
@@ -132,7 +132,7 @@ impl<'a> Script<'a> {
         if wanted > DATA_LEN as usize {
             bail!("{name}: {wanted} bytes of arguments");
         }
-        if self.queue.len() == OPS_MAX || self.data_used + wanted > DATA_LEN as usize {
+        if self.queue.len() == OPS_MAX || self.data.len() + wanted > DATA_LEN as usize {
             self.flush()?;
         }
         let mut op = Op {
@@ -142,33 +142,36 @@ impl<'a> Script<'a> {
         for (slot, arg) in op.args.iter_mut().zip(args) {
             *slot = match arg {
                 Arg::Is(number) => number,
-                Arg::At(bytes) => self.place(bytes)?,
-                Arg::Linked { bytes, at, to } => self.place_linked(bytes, at, to)?,
+                Arg::At(bytes) => self.place(bytes),
+                Arg::Linked { bytes, at, to } => self.place_linked(bytes, at, to),
             };
         }
         self.queue.push((name, op));
         Ok(())
     }
 
-    fn place(&mut self, bytes: &[u8]) -> Result<u64> {
-        let offset = self.data_used.next_multiple_of(ALIGN);
-        self.stage.write_data(offset, bytes)?;
-        self.data_used = offset + bytes.len();
-        Ok(self.stage.data_addr(offset))
+    fn place(&mut self, bytes: &[u8]) -> u64 {
+        let offset = self.data.len().next_multiple_of(ALIGN);
+        self.data.resize(offset, 0);
+        self.data.extend_from_slice(bytes);
+        self.stage.data_addr(offset)
     }
 
-    fn place_linked(&mut self, bytes: &[u8], at: usize, to: usize) -> Result<u64> {
-        let addr = self.stage.data_addr(self.data_used.next_multiple_of(ALIGN));
-        let mut bytes = bytes.to_vec();
-        bytes[at..at + 8].copy_from_slice(&(addr + to as u64).to_ne_bytes());
-        self.place(&bytes)
+    fn place_linked(&mut self, bytes: &[u8], at: usize, to: usize) -> u64 {
+        let addr = self.place(bytes);
+        let pointer = self.data.len() - bytes.len() + at;
+        self.data[pointer..pointer + 8].copy_from_slice(&(addr + to as u64).to_ne_bytes());
+        addr
     }
 
     fn flush(&mut self) -> Result<Vec<i64>> {
         let queue = std::mem::take(&mut self.queue);
-        self.data_used = 0;
         if queue.is_empty() {
             return Ok(Vec::new());
+        }
+        if !self.data.is_empty() {
+            self.stage.write_data(0, &self.data)?;
+            self.data.clear();
         }
         let ops: Vec<Op> = queue.iter().map(|(_, op)| *op).collect();
         self.stage.write_ops(&ops)?;

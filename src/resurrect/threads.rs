@@ -113,6 +113,11 @@ fn set_scheduling(script: &mut Script<'_>, wanted: &Scheduling, inherited: &Sche
         timer_slack_ns: 0,
         ..s.clone()
     };
+    // Always: while it is rebuilt the task sits on the CPU of the thawing process. First, as who may not run on all CPUs gets no deadline
+    // (__sched_setscheduler(), kernel/sched/syscalls.c).
+    let affinity = wanted.affinity.as_slice();
+    let args = [0u64.into(), (affinity.len() as u64).into(), affinity.into()];
+    script.call("sched_setaffinity", libc::SYS_sched_setaffinity, args)?;
     if without_affinity(wanted) != without_affinity(inherited) {
         let attr = sched_attr(wanted);
         script.call(
@@ -127,11 +132,7 @@ fn set_scheduling(script: &mut Script<'_>, wanted: &Scheduling, inherited: &Sche
         script.call("ioprio_set", libc::SYS_ioprio_set, args)?;
     }
     let slack = wanted.timer_slack_ns.into();
-    script.prctl("PR_SET_TIMERSLACK", libc::PR_SET_TIMERSLACK, &[slack])?;
-    // Always: while it is rebuilt the task sits on the CPU of the thawing process.
-    let affinity = wanted.affinity.as_slice();
-    let args = [0u64.into(), (affinity.len() as u64).into(), affinity.into()];
-    script.call("sched_setaffinity", libc::SYS_sched_setaffinity, args)
+    script.prctl("PR_SET_TIMERSLACK", libc::PR_SET_TIMERSLACK, &[slack])
 }
 
 /// struct sched_attr, SCHED_ATTR_SIZE_VER1 (include/uapi/linux/sched/types.h).

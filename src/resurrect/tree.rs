@@ -12,6 +12,7 @@ use super::plan::Plan;
 use super::process::{Parts, Rebuilt};
 use super::resume::GoesOn;
 use crate::image::state::{Process, Snapshot};
+use crate::tracer::Pinned;
 
 /// Processes that are being rebuilt. Dropped before [`resume`](Self::resume) lets them go, they are killed whole.
 pub struct Tree<'a> {
@@ -19,6 +20,8 @@ pub struct Tree<'a> {
     /// Once they are there, in the order of the image.
     fills: Vec<Option<ProcessFill>>,
     jobs: usize,
+    /// Stubs and whoever drives them take turns, so that one CPU is faster than two; each thread gets its own affinity at the end.
+    pinned: Pinned,
 }
 
 impl<'a> Tree<'a> {
@@ -34,6 +37,7 @@ impl<'a> Tree<'a> {
             fills: parts.iter().map(|_| None).collect(),
             maker: Maker::new(snapshot, plan, parts, inherited)?,
             jobs,
+            pinned: Pinned::here(),
         })
     }
 
@@ -63,6 +67,10 @@ impl<'a> Tree<'a> {
         if self.fills[index].is_none() {
             let process = self.maker.processes[index].as_mut();
             let process = process.context("a process that is not there")?;
+            // Huge pages are put in place by several threads.
+            let vmas = &process.parts.process.memory.vmas;
+            let has_huge_pages = vmas.iter().any(|vma| !vma.huge.is_empty());
+            let _on_all_cpus = has_huge_pages.then(|| self.pinned.lift());
             self.fills[index] = Some(process.fill(self.jobs)?);
         }
         Ok(())
@@ -73,6 +81,7 @@ impl<'a> Tree<'a> {
         Fill {
             processes: &self.fills,
             shared,
+            _on_all_cpus: self.pinned.lift(),
         }
     }
 
@@ -88,7 +97,9 @@ impl<'a> Tree<'a> {
 
     /// What each has besides memory and registers.
     pub fn finish(&mut self) -> Result<()> {
+        let on_all_cpus = self.pinned.lift();
         self.fills.iter_mut().flatten().try_for_each(ProcessFill::finish)?;
+        drop(on_all_cpus);
         self.fills.clear();
         self.each("finish", Rebuilt::finish)
     }

@@ -33,6 +33,7 @@ pub use before_stop::BeforeStop;
 pub use copy::{Copied, MemoryCopy};
 pub use error::{Error, Result};
 pub use memory::ProcessMemory;
+pub use pin::{Lifted, Pinned};
 pub use process::{StoppedProcess, children};
 pub use remote::Remote;
 pub use seccomp::Filters;

@@ -3,9 +3,9 @@
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// While held, the calling thread runs on one CPU. Only our own affinity changes, never that of the target.
+/// While held, the calling thread runs on one CPU, and those that it starts. Only our own affinity changes, never that of the target.
 #[derive(Debug)]
-pub(super) struct Pinned(Option<CpuSet>);
+pub struct Pinned(Option<CpuSet>);
 
 const SELF: Pid = Pid::from_raw(0);
 
@@ -14,6 +14,17 @@ impl Pinned {
     pub fn to(cpu: usize) -> Self {
         let before = sched_getaffinity(SELF).ok();
         Pinned(before.filter(|_| set(cpu)))
+    }
+
+    /// To the CPU that we are on.
+    pub fn here() -> Self {
+        nix::sched::sched_getcpu().map_or(Pinned(None), Self::to)
+    }
+
+    /// Runs on all CPUs as before, while the result is held.
+    pub fn lift(&self) -> Lifted {
+        let own = sched_getaffinity(SELF).ok();
+        Lifted(own.filter(|_| self.0.is_some_and(|before| sched_setaffinity(SELF, &before).is_ok())))
     }
 
     /// To another CPU, where we are pinned at all.
@@ -26,6 +37,19 @@ impl Pinned {
     /// Whether we run on that CPU, and not where we were.
     pub fn holds(&self) -> bool {
         self.0.is_some()
+    }
+}
+
+/// See [`Pinned::lift`].
+#[derive(Debug)]
+pub struct Lifted(Option<CpuSet>);
+
+impl Drop for Lifted {
+    fn drop(&mut self) {
+        if let Some(own) = &self.0 {
+            // As above.
+            let _changed_since = sched_setaffinity(SELF, own);
+        }
     }
 }
 
@@ -51,7 +75,14 @@ mod tests {
     #[test]
     fn the_affinity_comes_back() {
         let before = sched_getaffinity(SELF).unwrap();
-        drop(Pinned::to(0));
+        let pinned = Pinned::to(0);
+        let one = sched_getaffinity(SELF).unwrap();
+        {
+            let _lifted = pinned.lift();
+            assert_eq!(sched_getaffinity(SELF).unwrap(), before);
+        }
+        assert_eq!(sched_getaffinity(SELF).unwrap(), one);
+        drop(pinned);
         assert_eq!(sched_getaffinity(SELF).unwrap(), before);
     }
 }

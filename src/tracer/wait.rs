@@ -48,19 +48,15 @@ pub fn wait_for(tid: Pid) -> Result<Waited> {
 /// How long a task may take before somebody looks whether it has ended.
 const LOOKS: Duration = Duration::from_millis(100);
 
-/// As [`wait_for`], but gives up at `deadline`. waitpid(2) knows no time limit, so this asks again and again, at first often; and some times more
-/// after that, since it may have passed while a virtual machine stood still, and with it the task.
+/// As [`wait_for`], but gives up at `deadline`. waitpid(2) knows no time limit, so this asks again and again, at first often.
 pub fn wait_until(tid: Pid, deadline: Instant) -> Result<Option<Waited>> {
-    let (mut pause, mut looks_too_late) = (Duration::ZERO, 0);
+    let mut pause = Duration::ZERO;
     loop {
         if let Some(waited) = poll(tid)? {
             return Ok(Some(waited));
         }
         if Instant::now() >= deadline {
-            looks_too_late += 1;
-            if looks_too_late > LOOKS_TOO_LATE {
-                return Ok(None);
-            }
+            return Ok(None);
         }
         // A thread that is woken to stop does so within microseconds, on a CPU that may be ours.
         if pause < YIELDING {
@@ -72,7 +68,6 @@ pub fn wait_until(tid: Pid, deadline: Instant) -> Result<Option<Waited>> {
     }
 }
 
-const LOOKS_TOO_LATE: u32 = 20;
 const YIELDING: Duration = Duration::from_micros(50);
 
 fn poll(tid: Pid) -> Result<Option<Waited>> {
