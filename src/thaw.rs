@@ -430,37 +430,22 @@ fn rebuild<R: Read>(
     progress: Progress<'_>,
 ) -> Result<(u64, Vec<String>)> {
     let (done, total) = (AtomicU64::new(0), resident_bytes(snapshot));
+    let took = |len: u64| progress(done.fetch_add(len, Ordering::Relaxed) + len, total);
     let mut notes = Vec::new();
-    let mut group = reader.next_group()?;
-    loop {
-        match group {
-            Some(Group::Inherited(index)) => {
-                let pid = snapshot.processes[index as usize].pid;
-                tree.make(pid)?;
-                notes.extend(made.groups.join_process(pid));
-                tree.map(index as usize)?;
-            }
-            Some(Group::All) | None => {
-                tree.make_all()?;
-                notes.extend(made.groups.join_processes());
-                tree.map_all()?;
-            }
-        }
-        if group.is_none() {
-            return Ok((done.into_inner(), notes));
-        }
+    while let Some(Group::Inherited(index)) = reader.next_group()? {
+        let pid = snapshot.processes[index as usize].pid;
+        tree.make(pid)?;
+        notes.extend(made.groups.join_process(pid));
+        tree.map(index as usize)?;
         let fill = tree.fill(shared);
-        reader.place(jobs, &|run| {
-            fill.write(&run)?;
-            progress(done.fetch_add(run.len, Ordering::Relaxed) + run.len, total);
-            Ok(())
-        })?;
-        let next = reader.next_group()?;
-        if group == Some(Group::All) && next.is_none() {
-            return Ok((done.into_inner(), notes));
-        }
-        group = next;
+        reader.place(jobs, &|run| fill.write(&run).map(|()| took(run.len)))?;
     }
+    tree.make_all()?;
+    notes.extend(made.groups.join_processes());
+    tree.map_all()?;
+    let fill = tree.fill(shared);
+    reader.pages(jobs, &|run| fill.write(&run).map(|()| took(run.len)))?;
+    Ok((done.into_inner(), notes))
 }
 
 /// How much content is to come, at most: pages of zeros are left out.

@@ -147,10 +147,6 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    pub fn totals(&self) -> Totals {
-        self.totals
-    }
-
     /// Lists the runs of pages without looking at their content, and reads what it must to get past it.
     pub fn list(self, visit: &mut Visit<'_>) -> Result<Totals, Error> {
         self.list_with(visit, |input, record| input.pass_body(record))
