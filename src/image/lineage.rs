@@ -166,7 +166,7 @@ fn room(parent: &Process, spans: &mut [Range], child: &Process, vma: &Vma, span:
 }
 
 /// Whether one may have become of the other by fork(2), mprotect(2), and changes of its length.
-pub fn is_kin(of_parent: &Vma, of_child: &Vma) -> bool {
+fn is_kin(of_parent: &Vma, of_child: &Vma) -> bool {
     let same_backing = match (&of_parent.backing, &of_child.backing) {
         (Backing::Anonymous, Backing::Anonymous) => true,
         (

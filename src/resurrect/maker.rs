@@ -10,7 +10,7 @@ use nix::unistd::{Pid, getpgrp};
 
 use super::brood::Brood;
 use super::layout;
-use super::maps::Spread;
+use super::maps::{Spread, is_kernels};
 use super::plan::{Born, Plan};
 use super::process::{Parts, Rebuilt, memory_map, sigmask_bit};
 use super::script::{Arg, Script};
@@ -20,20 +20,19 @@ use super::threads::clone3;
 use super::zombies;
 use crate::arch;
 use crate::image::family::Step;
-use crate::image::state::{Backing, Process, Snapshot, Vma, Zombie};
+use crate::image::state::{Process, Snapshot, Vma};
 use crate::tracer::{Running, Stopped};
 
 pub(super) struct Maker<'a> {
     /// Dropped first: what the others hold must not run on.
     pub brood: Brood,
     plan: &'a Plan,
-    all: &'a [Process],
-    zombies: &'a [Zombie],
+    snapshot: &'a Snapshot,
     inherited: Vec<BorrowedFd<'a>>,
     stub: File,
     stage: Rc<Stage>,
-    /// Of the plan: which are yet to be taken, by the process that takes them. Each has an order for its own only.
-    steps: HashMap<i32, VecDeque<usize>>,
+    /// Births and sessions that are yet to come, by the process that takes the step. Each has an order for its own only.
+    steps: HashMap<i32, VecDeque<Step>>,
     /// Who makes a process; one that thaw makes does so itself.
     makers: HashMap<i32, i32>,
     by_pid: HashMap<i32, usize>,
@@ -54,9 +53,9 @@ impl<'a> Maker<'a> {
         parts: Vec<Parts<'a>>,
         inherited: Vec<BorrowedFd<'a>>,
     ) -> Result<Self> {
-        let (mut steps, mut makers) = (HashMap::<i32, VecDeque<usize>>::new(), HashMap::new());
-        for (index, step) in plan.steps.iter().enumerate() {
-            let by = match *step {
+        let (mut steps, mut makers) = (HashMap::<i32, VecDeque<Step>>::new(), HashMap::new());
+        for &step in &plan.steps {
+            let by = match step {
                 Step::Spawn { pid } => {
                     makers.insert(pid, pid);
                     pid
@@ -69,14 +68,13 @@ impl<'a> Maker<'a> {
                 // When all are there.
                 Step::Group { .. } | Step::End { .. } => continue,
             };
-            steps.entry(by).or_default().push_back(index);
+            steps.entry(by).or_default().push_back(step);
         }
         let pids = snapshot.processes.iter().map(|process| process.pid);
         Ok(Maker {
             brood: Brood::new()?,
             plan,
-            all: &snapshot.processes,
-            zombies: &snapshot.zombies,
+            snapshot,
             inherited,
             stub: stub_file()?,
             stage: Rc::new(Stage::new()?),
@@ -105,47 +103,39 @@ impl<'a> Maker<'a> {
 
     /// Makes all that are not there yet, and ends those that have ended.
     pub fn make_all(&mut self) -> Result<()> {
-        for index in 0..self.plan.steps.len() {
-            match self.plan.steps[index] {
-                Step::Spawn { pid } | Step::Clone { pid, .. } => self.make(pid)?,
-                Step::NewSession { .. } => {}
-                Step::Group { .. } | Step::End { .. } => {
-                    self.take_own_steps()?;
-                    self.take(index)?;
-                }
+        let steps = &self.plan.steps;
+        for step in steps {
+            if let Step::Spawn { pid } | Step::Clone { pid, .. } = *step {
+                self.make(pid)?;
             }
         }
-        self.take_own_steps()?;
+        let sessions: Vec<Step> = self.steps.drain().flat_map(|(_, steps)| steps).collect();
+        sessions.into_iter().try_for_each(|step| self.take(step))?;
+        for &step in steps {
+            if let Step::Group { .. } | Step::End { .. } = step {
+                self.take(step)?;
+            }
+        }
         self.set_foreground()?;
-        let zombies = self.zombies;
-        for zombie in zombies {
+        for zombie in &self.snapshot.zombies {
             let ended = zombies::end_one(self, zombie);
             ended.with_context(|| format!("the ended process {}", zombie.pid))?;
         }
         Ok(())
     }
 
-    /// What is left of the sessions.
-    fn take_own_steps(&mut self) -> Result<()> {
-        let left: Vec<usize> = self.steps.drain().flat_map(|(_, steps)| steps).collect();
-        left.into_iter().try_for_each(|step| self.take(step))
-    }
-
-    fn take(&mut self, index: usize) -> Result<()> {
-        let step = self.plan.steps[index];
-        self.take_step(&step).with_context(|| format!("{step:?}"))
+    fn take(&mut self, step: Step) -> Result<()> {
+        self.take_step(step).with_context(|| format!("{step:?}"))
     }
 
     /// The memory map of a process, without content yet.
     pub fn map(&mut self, index: usize) -> Result<()> {
-        let mappings = self.mappings(index);
-        let process = self.processes[index].as_mut().context("a process that is not there")?;
-        match process.is_mapped {
-            true => Ok(()),
-            false => process
-                .map(&mappings)
-                .with_context(|| format!("rebuild the memory map of pid {}", self.all[index].pid)),
+        if self.process(index)?.is_mapped {
+            return Ok(());
         }
+        let mappings = self.mappings(index);
+        let mapped = self.process(index)?.map(&mappings);
+        mapped.with_context(|| format!("rebuild the memory map of pid {}", self.snapshot.processes[index].pid))
     }
 
     /// The memory maps of all, as they are to be.
@@ -154,38 +144,43 @@ impl<'a> Maker<'a> {
             self.map(index)?;
             if self.plan.lineage.has_heirs(index) {
                 let mappings = self.mappings(index);
-                let process = self.processes[index].as_mut().context("a process that is not there")?;
-                process.trim(&mappings)?;
+                self.process(index)?.trim(&mappings)?;
             }
         }
         Ok(())
     }
 
+    /// One that was made.
+    pub fn process(&mut self, index: usize) -> Result<&mut Rebuilt<'a>> {
+        self.processes[index].as_mut().context("a process that is not there")
+    }
+
     fn mappings(&self, index: usize) -> Vec<Spread<'a>> {
         let lineage = &self.plan.lineage;
-        let own = &self.all[index].memory.vmas;
+        let own = &self.snapshot.processes[index].memory.vmas;
         let older = lineage
             .parent(index)
-            .map(|parent| self.all[parent].memory.vmas.as_slice());
+            .map(|parent| self.snapshot.processes[parent].memory.vmas.as_slice());
         // All of them or none: they are mapped together.
-        let kernels = |vmas: &'a [Vma]| vmas.iter().filter(|vma| matches!(vma.backing, Backing::Kernel(_)));
-        let same_kernels = older.is_some_and(|older| {
-            let shape = |vmas: &'a [_]| kernels(vmas).map(|vma| (vma.start, vma.end)).collect::<Vec<_>>();
-            shape(older) == shape(own)
-        });
+        let kernels = |vmas: &'a [Vma]| {
+            vmas.iter()
+                .filter(|vma| is_kernels(vma))
+                .map(|vma| (vma.start, vma.end))
+        };
+        let same_kernels = older.is_some_and(|older| kernels(older).eq(kernels(own)));
         let mapping = |(at, vma): (usize, &'a Vma)| Spread {
             vma,
             span: lineage.span(index, at),
-            from: match vma.backing {
-                Backing::Kernel(_) => same_kernels.then_some(vma),
-                _ => older.and_then(|older| lineage.from(index, at).map(|from| &older[from])),
+            from: match is_kernels(vma) {
+                true => same_kernels.then_some(vma),
+                false => older.and_then(|older| lineage.from(index, at).map(|from| &older[from])),
             },
         };
         own.iter().enumerate().map(mapping).collect()
     }
 
-    fn take_step(&mut self, step: &Step) -> Result<()> {
-        match *step {
+    fn take_step(&mut self, step: Step) -> Result<()> {
+        match step {
             Step::Spawn { pid } => self.spawn(pid),
             Step::Clone {
                 pid,
@@ -290,7 +285,7 @@ impl<'a> Maker<'a> {
         let exec_entry = stub.regs()?.pc() - arch::STUB_SYSCALL;
         if self.executed.is_empty() {
             let own = memory_map(stub.tid())?.into_iter().map(|(_, range)| range);
-            let taken: Vec<_> = own.chain(self.all.iter().flat_map(ranges)).collect();
+            let taken: Vec<_> = own.chain(self.snapshot.processes.iter().flat_map(ranges)).collect();
             let hole = layout::find_hole(&taken, STAGE_LEN, arch::TASK_SIZE).context("no room for the resurrector")?;
             self.stage.place(hole);
         }
@@ -324,7 +319,7 @@ impl<'a> Maker<'a> {
 
     /// The foreground process groups of sessions, when all groups are there.
     fn set_foreground(&mut self) -> Result<()> {
-        for process in self.all {
+        for process in &self.snapshot.processes {
             let (Some(group), Some(terminal)) = (process.foreground, self.terminal(process.pid)) else {
                 continue;
             };

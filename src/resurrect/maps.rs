@@ -70,7 +70,7 @@ pub fn make(
     Ok(())
 }
 
-fn is_kernels(vma: &Vma) -> bool {
+pub(super) fn is_kernels(vma: &Vma) -> bool {
     matches!(vma.backing, Backing::Kernel(_))
 }
 

@@ -65,8 +65,7 @@ impl<'a> Tree<'a> {
 
     fn open(&mut self, index: usize) -> Result<()> {
         if self.fills[index].is_none() {
-            let process = self.maker.processes[index].as_mut();
-            let process = process.context("a process that is not there")?;
+            let process = self.maker.process(index)?;
             // Huge pages are put in place by several threads.
             let vmas = &process.parts.process.memory.vmas;
             let has_huge_pages = vmas.iter().any(|vma| !vma.huge.is_empty());
