@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
 
 use super::facts::{Mapping, Member};
 use super::objects::Object;
+use super::pagemap::{ENTRIES, append, entries};
 use super::proc::ProcDir;
 use crate::arch::PAGE_SIZE as PAGE;
 use crate::image::ranges::{self, Range};
@@ -83,15 +83,12 @@ fn is_alike(a: &Mapping, b: &Mapping) -> bool {
     }
 }
 
-/// In one read of pagemap.
-const PAGES: u64 = 64 << 10;
-
 /// The parent is looked at before and after, since the kernel may put a page elsewhere at any time.
 fn common_pages(parent: &Side<'_>, child: &Side<'_>, runs: &[Range]) -> Result<Vec<Range>> {
     let mut common = Vec::new();
     for &(start, end) in runs {
-        for from in (start..end).step_by((PAGES * PAGE) as usize) {
-            let to = end.min(from + PAGES * PAGE);
+        for from in (start..end).step_by((ENTRIES * PAGE) as usize) {
+            let to = end.min(from + ENTRIES * PAGE);
             let (before, own, after) = (
                 entries(&parent.pagemap, from, to)?,
                 entries(&child.pagemap, from, to)?,
@@ -105,28 +102,18 @@ fn common_pages(parent: &Side<'_>, child: &Side<'_>, runs: &[Range]) -> Result<V
                     (Some(place), Some(own)) => place == own && after.place() == Some(place),
                     // Only CAP_SYS_ADMIN is shown where pages are (pagemap_read(), fs/proc/task_mmu.c): what is the same may as well be shared.
                     (None, None) => {
-                        before.may_be_shared() && own.may_be_shared() && have_same(parent.memory, child.memory, page)?
+                        let of_one_only = before.is_exclusive() || own.is_exclusive();
+                        !of_one_only && have_same(parent.memory, child.memory, page)?
                     }
                     _ => false,
                 };
                 if is_common {
-                    common.push((page, page + PAGE));
+                    append(&mut common, page, page + PAGE);
                 }
             }
         }
     }
-    Ok(ranges::union(common))
-}
-
-fn entries(pagemap: &File, start: u64, end: u64) -> Result<Vec<Entry>> {
-    let mut bytes = vec![0; ((end - start) / PAGE * 8) as usize];
-    pagemap
-        .read_exact_at(&mut bytes, start / PAGE * 8)
-        .context("read pagemap")?;
-    let words = bytes.chunks_exact(8);
-    Ok(words
-        .map(|word| Entry(u64::from_ne_bytes(word.try_into().expect("chunks of 8"))))
-        .collect())
+    Ok(common)
 }
 
 fn have_same(a: &ProcessMemory, b: &ProcessMemory, page: u64) -> Result<bool> {
@@ -134,22 +121,4 @@ fn have_same(a: &ProcessMemory, b: &ProcessMemory, page: u64) -> Result<bool> {
     a.read_at(page, &mut of_a).context("read memory")?;
     b.read_at(page, &mut of_b).context("read memory")?;
     Ok(of_a == of_b)
-}
-
-/// An entry of /proc/PID/pagemap (proc_pid_pagemap(5)).
-#[derive(Clone, Copy)]
-struct Entry(u64);
-
-impl Entry {
-    /// The number of the frame, or where in the swap it is; none where we are not told.
-    fn place(self) -> Option<u64> {
-        const PRESENT_OR_SWAPPED: u64 = 3 << 62;
-        const NUMBER: u64 = (1 << 55) - 1;
-        (self.0 & NUMBER != 0).then_some(self.0 & (PRESENT_OR_SWAPPED | NUMBER))
-    }
-
-    /// Not the page of one process only (bit 56, Linux 4.2).
-    fn may_be_shared(self) -> bool {
-        self.0 >> 56 & 1 == 0
-    }
 }

@@ -119,7 +119,7 @@ pub fn collect(tree: &mut StoppedTree, pages: Pages<'_>, embed: Embed) -> Result
     for (process, asked) in tree.processes().iter().zip(asked) {
         let dir = ProcDir::of(process.proc()).context("duplicate /proc/PID")?;
         let finder = Finder::new(&dir, &mut shared, embed, &mut known);
-        let member = member(process, asked, (&family, &namespaces), finder, pages);
+        let member = member((process, &dir), asked, (&family, &namespaces), finder, pages);
         let (member, of_member) = member.with_context(|| format!("pid {}", process.pid()))?;
         members.push(member);
         later.extend(of_member);
@@ -184,7 +184,7 @@ fn ask(process: &mut StoppedProcess) -> Result<Asked> {
 }
 
 fn member(
-    process: &StoppedProcess,
+    (process, dir): (&StoppedProcess, &ProcDir),
     asked: Asked,
     (family, namespaces): (&family::Family, &surroundings::Namespaces),
     mut finder: Finder<'_>,
@@ -195,15 +195,14 @@ fn member(
         timers,
         mut answers,
     } = asked;
-    let dir = ProcDir::of(process.proc()).context("duplicate /proc/PID")?;
     let of_threads = std::mem::take(&mut answers.threads);
-    let threads = threads(process, &dir, namespaces, restrictions, of_threads)?;
+    let threads = threads(process, dir, namespaces, restrictions, of_threads)?;
     // Before the mappings, of which it may be one: then it is known as a file.
     let exe = finder.executable()?;
-    let (mappings, later) = mappings(&dir, &mut finder, &mut answers.memory_policies, pages)?;
+    let (mappings, later) = mappings(dir, &mut finder, &mut answers.memory_policies, pages)?;
     let member = Member {
         pid: process.pid().as_raw(),
-        process: process_facts(process, &dir, exe, answers, timers)?,
+        process: process_facts(process, dir, exe, answers, timers)?,
         surroundings: family.surroundings(process, threads[0].foreign_namespaces.clone()),
         mappings,
         threads,

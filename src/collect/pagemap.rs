@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use super::memory::Area;
 use super::proc::ProcDir;
 use crate::arch::PAGE_SIZE as PAGE;
+use crate::image::ranges;
 use crate::sys::process::{self as sys, PageRegion, ScanRequest};
 
 /// Pages in runs, in ascending order, as start and end addresses.
@@ -26,7 +27,7 @@ pub struct Populated {
 
 impl Populated {
     pub fn bytes(&self) -> u64 {
-        self.runs.iter().map(|(start, end)| end - start).sum()
+        ranges::len(&self.runs)
     }
 }
 
@@ -114,32 +115,52 @@ impl Scanner {
     fn read_entries(&self, area: &Area) -> Result<Populated> {
         let mut found = Populated::default();
         let mut missing = (area.resident + area.swapped) / PAGE;
-        let mut buffer = vec![0u8; 1 << 20];
         let mut at = area.start;
         while at < area.end && missing > 0 {
-            let want = ((area.end - at) / PAGE * 8).min(buffer.len() as u64) as usize;
-            self.pagemap
-                .read_exact_at(&mut buffer[..want], at / PAGE * 8)
-                .context("read")?;
-            for (i, entry) in buffer[..want].chunks_exact(8).enumerate() {
-                let entry = Entry(u64::from_ne_bytes(entry.try_into().expect("chunks of 8")));
+            let end = area.end.min(at + ENTRIES * PAGE);
+            for (page, entry) in (at..).step_by(PAGE as usize).zip(entries(&self.pagemap, at, end)?) {
                 missing = missing.saturating_sub(u64::from(entry.is_counted()));
                 if entry.is_own() {
-                    let page = at + i as u64 * PAGE;
                     append(&mut found.runs, page, page + PAGE);
                 }
             }
-            at += want as u64 / 8 * PAGE;
+            at = end;
         }
         Ok(found)
     }
 }
 
+/// So many are read at once.
+pub const ENTRIES: u64 = 128 << 10;
+
+/// The entries of /proc/PID/pagemap for the pages from `start` to `end`.
+pub fn entries(pagemap: &File, start: u64, end: u64) -> Result<Vec<Entry>> {
+    let mut bytes = vec![0; ((end - start) / PAGE * 8) as usize];
+    pagemap
+        .read_exact_at(&mut bytes, start / PAGE * 8)
+        .context("read pagemap")?;
+    let words = bytes.chunks_exact(8);
+    let entry = |word: &[u8]| Entry(u64::from_ne_bytes(word.try_into().expect("chunks of 8")));
+    Ok(words.map(entry).collect())
+}
+
 /// An entry of /proc/PID/pagemap (proc_pid_pagemap(5)).
 #[derive(Clone, Copy)]
-struct Entry(u64);
+pub struct Entry(u64);
 
 impl Entry {
+    /// The number of the frame, or where in the swap it is; none where we are not told.
+    pub fn place(self) -> Option<u64> {
+        const PRESENT_OR_SWAPPED: u64 = 3 << 62;
+        const NUMBER: u64 = (1 << 55) - 1;
+        (self.0 & NUMBER != 0).then_some(self.0 & (PRESENT_OR_SWAPPED | NUMBER))
+    }
+
+    /// The page of one process only (Linux 4.2).
+    pub fn is_exclusive(self) -> bool {
+        self.0 >> 56 & 1 == 1
+    }
+
     fn is_present(self) -> bool {
         self.0 >> 63 & 1 == 1
     }
@@ -160,13 +181,12 @@ impl Entry {
     /// Certainly one of those that smaps counts as Rss or Swap. The zero page, which it does not count, looks like an
     /// anonymous page that is mapped twice: leave both out, so that the count is never reached too early.
     fn is_counted(self) -> bool {
-        let exclusive = self.0 >> 56 & 1 == 1;
-        self.is_swapped() || self.is_present() && (exclusive || self.is_file())
+        self.is_swapped() || self.is_present() && (self.is_exclusive() || self.is_file())
     }
 }
 
 /// Runs ascend, but PAGEMAP_SCAN may report the page before a huge page's boundary twice (seen on Linux 6.18).
-fn append(list: &mut Vec<(u64, u64)>, start: u64, end: u64) {
+pub fn append(list: &mut Vec<(u64, u64)>, start: u64, end: u64) {
     match list.last_mut() {
         Some(last) if last.1 >= start => last.1 = last.1.max(end),
         _ => list.push((start, end)),

@@ -5,7 +5,7 @@ use crate::collect::SharedFacts;
 use crate::image::lineage::Lineage;
 use crate::image::pages::{Extent, Space, Zeros};
 use crate::image::ranges::{self, Range};
-use crate::image::state::{Backing, Process, Vma};
+use crate::image::state::{Backing, Process};
 
 /// The pages of processes, `runs` by process and mapping: what children inherit from each first, then the rest. Says in the mappings how much
 /// of it there is.
@@ -17,7 +17,7 @@ pub fn of_processes(processes: &mut [Process], lineage: &Lineage, runs: &[Vec<Ve
         for ((vma, runs), bequest) in mappings.zip(&bequests[index as usize]) {
             let own = ranges::difference(runs, &vma.inherited);
             vma.resident = ranges::len(&own);
-            vma.huge = huge_pages_of_its_own(vma);
+            vma.huge = huge_pages_of_its_own(std::mem::take(&mut vma.huge), &vma.inherited);
             first.extend(extents(
                 Space::Inherited(index),
                 &vma.backing,
@@ -30,14 +30,13 @@ pub fn of_processes(processes: &mut [Process], lineage: &Lineage, runs: &[Vec<Ve
             ));
         }
     }
-    first.append(&mut rest);
+    first.extend(rest);
     first
 }
 
 /// Those that are the parent's are huge where it has them so.
-fn huge_pages_of_its_own(vma: &mut Vma) -> Vec<Range> {
-    let huge = std::mem::take(&mut vma.huge);
-    if vma.inherited.is_empty() {
+fn huge_pages_of_its_own(huge: Vec<Range>, inherited: &[Range]) -> Vec<Range> {
+    if inherited.is_empty() {
         return huge;
     }
     let whole = |&(start, end): &Range| {
@@ -47,7 +46,7 @@ fn huge_pages_of_its_own(vma: &mut Vma) -> Vec<Range> {
             .map(|at| (at, at + arch::HUGE_PAGE_SIZE))
     };
     let own = huge.iter().flat_map(whole);
-    let own = own.filter(|page| ranges::intersection(&[*page], &vma.inherited).is_empty());
+    let own = own.filter(|page| ranges::intersection(&[*page], inherited).is_empty());
     ranges::union(own.collect())
 }
 
