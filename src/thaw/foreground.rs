@@ -123,9 +123,7 @@ impl Follower {
             return self.send(libc::SIGCONT);
         }
         self.lending.take_back()?;
-        raise(Signal::SIGSTOP).context("stop")?;
-        // What made us go on waits in our queue, as all that passes through; passed on as well, it would come to the program twice.
-        sys::take_signal(&SigSet::from(Signal::SIGCONT)).context("go on")?;
+        stop_ourselves()?;
         let has_another_screen = self.lending.lend()?;
         self.send(libc::SIGCONT)?;
         match has_another_screen {
@@ -151,6 +149,12 @@ impl Follower {
             Err(errno) => Err(errno).with_context(|| format!("pass signal {signal} on to pid {}", self.pid)),
         }
     }
+}
+
+/// Until somebody makes us go on. What did waits in our queue, as all that passes through; passed on as well, it would come to the program twice.
+pub(super) fn stop_ourselves() -> Result<()> {
+    raise(Signal::SIGSTOP).context("stop")?;
+    sys::take_signal(&SigSet::from(Signal::SIGCONT)).context("go on")
 }
 
 /// Our own ends of what is now the program's: while we hold them, a reader of its output would not see it close.

@@ -14,14 +14,13 @@ use anyhow::{Context, Result};
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
-use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::stat::Mode;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, isatty, tcgetpgrp};
 
+use super::foreground::stop_ourselves;
 use crate::fd::open_again;
 use crate::image::state::Snapshot;
-use crate::sys;
 use crate::sys::terminal::{set_size, size};
 
 /// What becomes of terminals that the program had.
@@ -116,8 +115,7 @@ impl Relay {
     /// (`hold_signals`).
     fn take_terminal(&self) -> Result<()> {
         while tcgetpgrp(&self.own).is_ok_and(|group| group != getpgrp()) {
-            raise(Signal::SIGSTOP).context("stop")?;
-            sys::take_signal(&SigSet::from(Signal::SIGCONT)).context("go on")?;
+            stop_ourselves()?;
         }
         let mut raw = self.before.clone();
         cfmakeraw(&mut raw);
@@ -145,8 +143,7 @@ impl Running {
     /// Stops with the program, the terminal as it was before.
     pub fn stop(&self) -> Result<()> {
         self.relay.give_back()?;
-        raise(Signal::SIGSTOP).context("stop")?;
-        sys::take_signal(&SigSet::from(Signal::SIGCONT)).context("go on")?;
+        stop_ourselves()?;
         self.relay.take_terminal()
     }
 
