@@ -22,6 +22,7 @@ pub enum Choice {
 
 /// The processes of all choices, each once. Who has ended is none of them.
 pub fn processes(choices: &[Choice]) -> Result<Vec<i32>> {
+    let own = std::process::id().cast_signed();
     let mut pids = Vec::new();
     for choice in choices {
         let found = match choice {
@@ -31,7 +32,6 @@ pub fn processes(choices: &[Choice]) -> Result<Vec<i32>> {
             Choice::ControlGroup(path) => members(&control_group(path)?)?,
             Choice::Unit(name) => members(&unit(name)?)?,
         };
-        let own = std::process::id().cast_signed();
         if found.contains(&own) {
             let remedy = "run it elsewhere, as by setsid(1) or in another control group";
             return Err(refusal(own, choice, "has cryopod itself in it", remedy));
@@ -62,19 +62,16 @@ fn refusal(pid: i32, choice: &Choice, reason: &str, remedy: &str) -> anyhow::Err
 /// Their leader first.
 fn with_id(id: i32, is_in: impl Fn(&procfs::process::Stat) -> bool) -> Result<Vec<i32>> {
     let mut pids = collect::all_processes()?;
-    pids.retain(|pid| {
-        // Who ends meanwhile belongs to nothing any more.
-        let stat = ProcDir::by_pid(*pid)
-            .map_err(anyhow::Error::from)
-            .and_then(|dir| collect::stat(&dir));
-        stat.is_ok_and(|stat| is_alive(stat.state) && is_in(&stat))
-    });
+    pids.retain(|pid| lives(*pid, &is_in));
     pids.sort_by_key(|pid| *pid != id);
     Ok(pids)
 }
 
-fn is_alive(state: char) -> bool {
-    !matches!(state, 'Z' | 'X' | 'x')
+/// Who ends meanwhile belongs to nothing any more.
+fn lives(pid: i32, and: impl Fn(&procfs::process::Stat) -> bool) -> bool {
+    let dir = ProcDir::by_pid(pid).map_err(anyhow::Error::from);
+    let stat = dir.and_then(|dir| collect::stat(&dir));
+    stat.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X' | 'x') && and(&stat))
 }
 
 fn control_group(path: &Path) -> Result<PathBuf> {
@@ -125,11 +122,6 @@ fn members(group: &Path) -> Result<Vec<i32>> {
     for below in subgroups(group) {
         pids.extend(members(&below)?);
     }
-    pids.retain(|pid| {
-        let stat = ProcDir::by_pid(*pid)
-            .map_err(anyhow::Error::from)
-            .and_then(|dir| collect::stat(&dir));
-        stat.is_ok_and(|stat| is_alive(stat.state))
-    });
+    pids.retain(|pid| lives(*pid, |_| true));
     Ok(pids)
 }
