@@ -2,10 +2,11 @@
 
 mod common;
 
+use common::control_group::{Group, name_of};
 use common::{CRYOPOD, Program, can_thaw, cryopod, exists, scratch, skipped, stderr, wait_until};
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 const READER: &str =
@@ -89,20 +90,6 @@ fn a_session_comes_along() {
     thawed.expect_pass();
 }
 
-/// Removed when dropped, once the kernel is done with its last member.
-struct Group(PathBuf);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        for _ in 0..1000 {
-            if fs::remove_dir(&self.0).is_ok() || !self.0.exists() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-    }
-}
-
 #[test]
 fn a_control_group_comes_along_by_its_directory_its_path_and_as_a_unit() {
     if !can_thaw() {
@@ -111,26 +98,17 @@ fn a_control_group_comes_along_by_its_directory_its_path_and_as_a_unit() {
     let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
     for how in ["directory", "path", "unit"] {
         let dir = scratch();
-        let name = dir
-            .path()
-            .file_name()
-            .expect("it has a name")
-            .to_string_lossy()
-            .into_owned();
-        let group = roots
-            .iter()
-            .map(|root| Group(Path::new(root).join(format!("{name}.service"))))
-            .find(|group| fs::create_dir(&group.0).is_ok() && group.0.join("cgroup.procs").exists());
-        let Some(group) = group else {
+        let name = name_of(dir.path());
+        let unit = format!("{name}.service");
+        let Some(group) = roots.iter().find_map(|root| Group::make(root, &unit)) else {
             return skipped("no control group of version 2 can be made here");
         };
         let programs = pipeline(dir.path());
-        for program in [&programs.0, &programs.1] {
-            fs::write(group.0.join("cgroup.procs"), program.pid.to_string()).expect("it can be moved");
-        }
+        group.add(programs.0.pid);
+        group.add(programs.1.pid);
         let path = match how {
-            "directory" => group.0.to_string_lossy().into_owned(),
-            "path" => format!("/{name}.service"),
+            "directory" => group.path().to_string_lossy().into_owned(),
+            "path" => format!("/{unit}"),
             _ => name,
         };
         let option = if how == "unit" { "--unit" } else { "--cgroup" };

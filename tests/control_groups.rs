@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::control_group::{Group, name_of};
 use common::{Program, can_thaw, cryopod, scratch, skipped, stderr};
 use nix::sys::signal::Signal;
 use std::fs;
@@ -15,37 +16,6 @@ const HIERARCHIES: [(&str, &str); 3] = [
     ("/sys/fs/cgroup/pids", ":pids:"),
 ];
 
-struct Group(PathBuf);
-
-impl Group {
-    /// None where that is no hierarchy, or we may make no group.
-    fn make(root: &str, dir: &Path) -> Option<Self> {
-        let group = Group(Path::new(root).join(dir.file_name().expect("it has a name")));
-        fs::create_dir(&group.0).ok()?;
-        group.0.join("cgroup.procs").exists().then_some(group)
-    }
-
-    fn name(&self) -> String {
-        self.0
-            .file_name()
-            .expect("it has a name")
-            .to_string_lossy()
-            .into_owned()
-    }
-}
-
-impl Drop for Group {
-    /// It can go once the kernel is done with its last member.
-    fn drop(&mut self) {
-        for _ in 0..1000 {
-            if fs::remove_dir(&self.0).is_ok() || !self.0.exists() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-    }
-}
-
 /// The line of /proc/PID/cgroup that tells of the hierarchy.
 fn group_of(path: &str, hierarchy: &str) -> String {
     let groups = fs::read_to_string(path).expect("the program lives");
@@ -58,8 +28,8 @@ const SCRIPT: &str = r#"print "READY\n"; select(undef, undef, undef, 0.005) unti
 /// A frozen program that was in a group; tells its image and pid.
 fn frozen_in(group: &Group, hierarchy: &str, dir: &Path) -> (PathBuf, i32) {
     let program = Program::perl(SCRIPT, dir);
-    fs::write(group.0.join("cgroup.procs"), program.pid.to_string()).expect("the program can be moved");
-    assert!(group_of(&format!("/proc/{}/cgroup", program.pid), hierarchy).ends_with(&group.name()));
+    group.add(program.pid);
+    assert!(group_of(&format!("/proc/{}/cgroup", program.pid), hierarchy).ends_with(&name_of(group.path())));
     let (image, pid) = (dir.join("app.img"), program.pid);
     program.freeze(&image);
     (image, pid)
@@ -73,13 +43,13 @@ fn a_program_is_in_its_control_group_again() {
     let mut members = 0;
     for (root, hierarchy) in HIERARCHIES {
         let dir = scratch();
-        let Some(group) = Group::make(root, dir.path()) else {
+        let Some(group) = Group::make(root, &name_of(dir.path())) else {
             continue;
         };
         members += 1;
         let (image, pid) = frozen_in(&group, hierarchy, dir.path());
         let mut thawed = Program::thaw(&image, pid);
-        assert!(group_of(&format!("/proc/{pid}/cgroup"), hierarchy).ends_with(&group.name()));
+        assert!(group_of(&format!("/proc/{pid}/cgroup"), hierarchy).ends_with(&name_of(group.path())));
         assert!(!thawed.output.lines().iter().any(|line| line.contains("control group")));
         fs::write(dir.path().join("go"), "").expect("the directory takes a file");
         assert_eq!(thawed.wait().code(), Some(7));
@@ -97,12 +67,12 @@ fn a_group_that_is_gone_is_told() {
     let dir = scratch();
     let made = HIERARCHIES
         .iter()
-        .find_map(|(root, hierarchy)| Some((Group::make(root, dir.path())?, *hierarchy)));
+        .find_map(|(root, hierarchy)| Some((Group::make(root, &name_of(dir.path()))?, *hierarchy)));
     let Some((group, hierarchy)) = made else {
         skipped("no control group can be made here");
         return;
     };
-    let (name, (image, pid)) = (group.name(), frozen_in(&group, hierarchy, dir.path()));
+    let (name, (image, pid)) = (name_of(group.path()), frozen_in(&group, hierarchy, dir.path()));
     drop(group);
     let mut command = std::process::Command::new(common::CRYOPOD);
     let mut thawed = Program::thaw_by(command.arg("thaw").arg(&image), pid, Stdio::null());

@@ -2,11 +2,12 @@
 
 mod common;
 
+use common::control_group::{Group, name_of};
 use common::{Program, cryopod, exists, scratch, skipped, state, stderr, wait_until};
 use cryopod::tracer::{Remote, seize};
 use nix::unistd::Pid;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// A program in a control group of its own, which goes with it.
 struct Member {
@@ -28,9 +29,8 @@ impl Member {
     /// None where that hierarchy is not mounted there, or we may make no group.
     fn of((root, file, words): (&str, &str, [&'static str; 2])) -> Option<Self> {
         let dir = scratch();
-        let group = Group(Path::new(root).join(dir.path().file_name().expect("it has a name")));
-        fs::create_dir(&group.0).ok()?;
-        let switch = group.0.join(file);
+        let group = Group::make(root, &name_of(dir.path()))?;
+        let switch = group.file(file);
         if !switch.exists() {
             return None;
         }
@@ -38,7 +38,7 @@ impl Member {
             r#"print "READY\n"; select(undef, undef, undef, 0.005) until -e "go"; exit 7"#,
             dir.path(),
         );
-        fs::write(group.0.join("cgroup.procs"), program.pid.to_string()).ok()?;
+        fs::write(group.file("cgroup.procs"), program.pid.to_string()).ok()?;
         Some(Member {
             program,
             switch,
@@ -58,20 +58,6 @@ impl Member {
         assert!(exists(self.program.pid));
         fs::write(self._dir.path().join("go"), "").expect("the directory takes a file");
         assert_eq!(self.program.wait().code(), Some(7));
-    }
-}
-
-struct Group(PathBuf);
-
-impl Drop for Group {
-    /// It can go once the kernel is done with its last member.
-    fn drop(&mut self) {
-        for _ in 0..1000 {
-            if fs::remove_dir(&self.0).is_ok() || !self.0.exists() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
     }
 }
 

@@ -52,6 +52,12 @@ class Screen:
         self.type(line + '\n')
         return self.expect(answer)
 
+    def interrupt(self):
+        """What runs in the foreground of a shell, once it does."""
+        time.sleep(0.1)
+        self.type('\x03')
+        self.expect(r'\$ ')
+
     def freeze(self, *options, code=0):
         freeze = subprocess.run([cryopod, 'freeze', str(self.program), '--no-sync', '-o', image, *options], capture_output=True, text=True)
         assert freeze.returncode == code, freeze.stderr
@@ -121,9 +127,7 @@ def bash():
     shell.expect(r'\$ ')
     shell.ask('kill %1; wait %1', 'Terminated')
     shell.ask('fg', 'sleep 1001')
-    time.sleep(0.1)
-    shell.type('\x03')
-    shell.expect(r'\$ ')
+    shell.interrupt()
     shell.resize(50, 100)
     time.sleep(0.1)
     shell.ask('stty size', '50 100')
@@ -156,9 +160,7 @@ def dash():
     shell.type('\x1a')
     shell.expect(r'Stopped.*\r\n\$ ')
     shell.ask('fg %2', r'fg %2\r\ncat\r\n')
-    time.sleep(0.1)
-    shell.type('\x03')
-    shell.expect(r'\$ ')
+    shell.interrupt()
     shell.ask('kill %1; exit 3', '')
     shell.end(3)
 
@@ -305,9 +307,7 @@ def named():
     shell.type('\x1a')
     shell.expect(r'Stopped.*\r\n(.*\r)?.*\$ ')
     shell.ask('fg', r'fg\r\n(.*\r)?cat\r\n')
-    time.sleep(0.1)
-    shell.type('\x03')
-    shell.expect(r'\$ ')
+    shell.interrupt()
     shell.ask('exit', 'exit')
     deadline = time.time() + 30
     while os.path.exists(f'/proc/{shell.program}'):

@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_macros)] // each test file uses a part
 
 pub mod build;
+pub mod control_group;
 pub mod frozen;
 pub mod output;
 pub mod rewrite;
@@ -109,8 +110,8 @@ impl Program {
     /// Runs a `cryopod thaw` that stays in the foreground, and waits until `pid` is there again.
     pub fn thaw_by(command: &mut Command, pid: i32, stdin: Stdio) -> Self {
         let mut program = Program::start_reading(command, stdin);
-        let deadline = Instant::now() + PATIENCE;
         program.pid = pid;
+        let deadline = Instant::now() + PATIENCE;
         while parent(pid) != Some(program.child.id() as i32) || !runs_by_itself(pid) {
             if let Some(status) = program.child.try_wait().expect("our own child can be waited for") {
                 // The tests have few ids between them, and one of the image may be that of a short-lived thread of a test by now. What a thaw
