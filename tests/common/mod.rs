@@ -44,11 +44,8 @@ impl Program {
                 },
             );
         }
-        Program::spawn(command.stdin(stdin))
-    }
-
-    fn spawn(command: &mut Command) -> Self {
         let mut child = command
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -114,15 +111,6 @@ impl Program {
         let deadline = Instant::now() + PATIENCE;
         while parent(pid) != Some(program.child.id() as i32) || !runs_by_itself(pid) {
             if let Some(status) = program.child.try_wait().expect("our own child can be waited for") {
-                // The tests have few ids between them, and one of the image may be that of a short-lived thread of a test by now. What a thaw
-                // of ours left would stay.
-                let may_be_free_soon = program.output.to_string().contains("is taken by a thread of pid");
-                if may_be_free_soon && Instant::now() < deadline {
-                    std::thread::sleep(Duration::from_millis(100));
-                    program = Program::spawn(command);
-                    program.pid = pid;
-                    continue;
-                }
                 panic!("thaw ended with {status} before process {pid} ran: {}", program.output);
             }
             assert!(Instant::now() < deadline, "thaw does not get on: {}", program.output);
