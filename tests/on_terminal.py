@@ -72,7 +72,7 @@ class Screen:
         reap()
         self.start([cryopod, 'thaw', image], size)
         deadline = time.time() + 20
-        while not os.path.exists(f'/proc/{self.program}/exe') or int(stat(self.program)[3]) != self.program:
+        while not runs(self.program):
             assert time.time() < deadline and self.read(0.01), self.seen
         return self
 
@@ -84,9 +84,14 @@ class Screen:
         assert found == code, f'{found}: {self.seen!r}'
 
 
-def stat(pid):
-    with open(f'/proc/{pid}/stat') as file:
-        return file.read().rsplit(')', 1)[1].split()
+def runs(leader):
+    """Whether it leads its session again, and thaw has let it go."""
+    try:
+        with open(f'/proc/{leader}/stat') as stat, open(f'/proc/{leader}/status') as status:
+            session = int(stat.read().rsplit(')', 1)[1].split()[3])
+            return session == leader and 'TracerPid:\t0\n' in status.read()
+    except FileNotFoundError:
+        return False
 
 
 def reap():
@@ -203,6 +208,7 @@ def sqlite():
     for turn in range(2):
         shell.again()
         shell.ask('select 1000 + sum(a) from t;', str(1043 + turn))
+        shell.expect('sqlite> ')
         shell.ask('insert into t values(1);', 'sqlite> ')
     shell.ask('rollback; select 2000 + sum(a) from t;', '2003')
     shell.ask('.exit 4', '')
