@@ -12,7 +12,7 @@ use crate::fd::Inputs;
 use crate::image::family;
 use crate::image::lineage::Lineage;
 use crate::image::pages::{Extent, Space};
-use crate::image::state::{File, Filter, Memory, Name, Process, SharedKind, Snapshot, Vma};
+use crate::image::state::{ControllingTerminal, File, Filter, Memory, Name, Process, Pty, SharedKind, Snapshot, Vma};
 use crate::refusal::{Refusal, Refused};
 
 /// What goes into the image: its state, and which memory.
@@ -78,10 +78,11 @@ pub fn describe(facts: Facts) -> Result<Described, Refused> {
         host: facts.host,
         clocks: facts.clocks,
         processes: processes
-            .map(|(table, ((member, vmas), exe))| process(member, exe, vmas, table))
+            .map(|(table, ((member, vmas), exe))| process(member, exe, vmas, table, &facts.descriptors.ptys))
             .collect(),
         zombies: facts.zombies,
         leaderless: facts.leaderless,
+        ptys: facts.descriptors.ptys,
         fd_tables: facts.descriptors.tables,
         descriptions: facts.descriptors.descriptions,
         shared_objects: facts.shared_objects.into_iter().map(|shared| shared.object).collect(),
@@ -102,7 +103,16 @@ pub fn describe(facts: Facts) -> Result<Described, Refused> {
     })
 }
 
-fn process(member: Member, exe: u32, vmas: Vec<Vma>, fd_table: u32) -> Process {
+/// The index of the pseudo-terminal that a device is, where it is one of these.
+fn inner_pty(ptys: &[Pty], (major, minor): (i32, i32)) -> Option<u32> {
+    // UNIX98_PTY_SLAVE_MAJOR, include/uapi/linux/major.h.
+    let found = ptys
+        .iter()
+        .position(|pty| major == 136 && i64::from(pty.number) == i64::from(minor));
+    found.and_then(|index| u32::try_from(index).ok())
+}
+
+fn process(member: Member, exe: u32, vmas: Vec<Vma>, fd_table: u32, ptys: &[Pty]) -> Process {
     let Member {
         pid,
         process: facts,
@@ -116,7 +126,10 @@ fn process(member: Member, exe: u32, vmas: Vec<Vma>, fd_table: u32) -> Process {
         ppid: facts.ppid,
         pgid: facts.pgid,
         sid: facts.sid,
-        foreground: facts.foreground,
+        terminal: facts.terminal.map(|(device, foreground)| ControllingTerminal {
+            pty: inner_pty(ptys, device),
+            foreground,
+        }),
         exit_signal: facts.exit_signal,
         exe,
         cwd: facts.cwd.path,

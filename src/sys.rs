@@ -3,14 +3,17 @@
 use nix::errno::Errno;
 use std::os::fd::{AsFd, AsRawFd};
 
+mod apart;
 pub mod fds;
 mod groups;
 pub mod probe;
 pub mod process;
+pub mod pty;
 pub mod settings;
 mod signals;
 pub mod terminal;
 
+pub use apart::apart;
 pub use groups::groups;
 pub use signals::{Became, SignalInfo, kill, look_at_child, securebits, take_signal, wait_for_signal};
 

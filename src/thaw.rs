@@ -21,7 +21,7 @@ use anyhow::{Context, Result};
 use nix::unistd::{Pid, getpgrp};
 
 use crate::arch;
-use crate::fd::{self, OwnerCall, Pump, ReopenContext, Stdio};
+use crate::fd::{self, MadePty, OwnerCall, Pump, ReopenContext, Stdio};
 use crate::image::read::{Group, Reader};
 use crate::image::state::{Process, Snapshot};
 use crate::refusal::{Refusal, Refused};
@@ -183,7 +183,7 @@ fn bring_back<R: Read>(
         None => lending(snapshot, &made.plan),
     };
     let redraws = match made.terminal {
-        Some(_) => snapshot.processes.iter().find_map(|process| process.foreground),
+        Some(_) => snapshot.processes.iter().find_map(Process::foreground_outside),
         None => lending.lend()?.then(|| snapshot.processes[0].pgid),
     };
     let how = if options.stopped {
@@ -221,7 +221,10 @@ fn lending(snapshot: &Snapshot, plan: &Plan) -> Lending {
 
 /// Those who led a session on a terminal, and have none here.
 fn without_terminal(snapshot: &Snapshot, stdio: &Stdio) -> Vec<String> {
-    let leaders = snapshot.processes.iter().filter(|process| process.foreground.is_some());
+    let leaders = snapshot
+        .processes
+        .iter()
+        .filter(|process| process.foreground_outside().is_some());
     let note = "led its session on a terminal and has none now, and with it no job control; --tty gives it one";
     leaders
         .filter(|_| stdio.terminal.is_none())
@@ -334,6 +337,7 @@ struct Made {
     descriptions: Vec<OwnedFd>,
     pumps: Vec<Pump>,
     terminal: Option<OwnedFd>,
+    ptys: Vec<MadePty>,
     relay: Option<Relay>,
 }
 
@@ -342,7 +346,7 @@ fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
     let shared_memory = SharedMemory::make(snapshot, |object| {
         files.contains(&object) || copies::is_mapped(snapshot, object)
     })?;
-    let mut context = ReopenContext::new(shared_memory.duplicates()?, decided.stdio);
+    let mut context = ReopenContext::new(shared_memory.duplicates()?, fd::make_ptys(snapshot)?, decided.stdio);
     let descriptions = fd::reopen(snapshot, &mut context)?;
     let Decided {
         plan,
@@ -363,6 +367,7 @@ fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
         descriptions,
         pumps: context.pumps,
         terminal: context.stdio.terminal,
+        ptys: context.ptys,
         relay,
     })
 }
@@ -382,6 +387,7 @@ fn tree_to_make<'a>(
     inherited.extend(made.files.all());
     inherited.extend(made.shared_memory.all());
     inherited.extend(made.terminal.as_ref().map(AsFd::as_fd));
+    inherited.extend(made.ptys.iter().map(MadePty::slave));
     Tree::new(snapshot, &made.plan, parts.collect::<Result<_>>()?, inherited, jobs)
 }
 
@@ -410,11 +416,10 @@ fn parts_of<'a>(
         owner_calls,
         inherited: &made.inherited,
         vdso_syscall: resurrect::vdso_syscall(process, own_vdso)?,
-        terminal: made
-            .terminal
-            .as_ref()
-            .filter(|_| process.foreground.is_some())
-            .map(AsFd::as_fd),
+        terminal: process.terminal.and_then(|terminal| match terminal.pty {
+            Some(index) => made.ptys.get(index as usize).map(MadePty::slave),
+            None => made.terminal.as_ref().map(AsFd::as_fd),
+        }),
         new_session: made.plan.session == Session::New || snapshot.has_id(process.sid),
     })
 }

@@ -74,6 +74,24 @@ fn survives(program: Command, in_loans: u32, commands: u32) {
     assert_eq!(target.maps(), maps, "something of a freezer stays mapped");
 }
 
+/// What waits in a pseudo-terminal is taken and put back by a process that does not die with the freezer.
+#[test]
+fn pseudo_terminals_survive_60_dead_freezers() {
+    let mut program = build::fixture("fd/pty.c");
+    let mut child = program.stdout(Stdio::piped()).spawn().expect("the fixture starts");
+    let mut said = std::io::BufReader::new(child.stdout.take().expect("a pipe"));
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut said, &mut line).expect("READY");
+    let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+    for _ in 0..60 {
+        end_a_command(pid, Signal::SIGKILL);
+    }
+    kill(pid, Signal::SIGUSR1).expect("a signal");
+    said.read_to_string(&mut line).expect("what it says");
+    assert_eq!(line, "READY\nPASS\n");
+    assert!(child.wait().expect("its end").success());
+}
+
 #[test]
 fn a_stopped_program_stays_stopped_when_its_freezer_dies() {
     let target = Watched::start(build::fixture("freezer/watched.c"));

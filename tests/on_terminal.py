@@ -275,6 +275,35 @@ def vim():
     editor.end()
 
 
+def script():
+    """A pseudo-terminal inside the tree: script's, on which bash leads another session."""
+    recorder = Screen('script', '-q', '-f', 'log', '-c', "exec env PS1='$ ' bash --norc --noprofile -i")
+    recorder.expect(r'\$ ')
+    terminal = recorder.ask('x=41; tty', r'(/dev/pts/\d+)').group(1)
+    recorder.ask('sleep 1000 & stty -a', r'brkint')
+    recorder.expect(r'\$ ')
+    for turn in range(2):
+        recorder.type('echo "half a li')
+        recorder.expect('half a li')
+        recorder.again((30 + turn, 80 + turn))
+        recorder.ask('ne"', 'half a line')
+        recorder.ask('echo "x is $x"', 'x is 41')
+        recorder.ask('jobs', 'Running')
+        recorder.ask('stty size', f'{30 + turn} {80 + turn}')
+        recorder.expect(r'\$ ')
+        recorder.ask('tty', terminal)
+        recorder.type('cat\n')
+        time.sleep(0.1)
+        recorder.type('\x1a')
+        recorder.expect(r'Stopped.*\r\n(.*\r)?.*\$ ')
+        recorder.ask('fg', r'fg\r\n(.*\r)?cat\r\n')
+        recorder.interrupt()
+    recorder.ask('kill %1; exit 6', 'exit')
+    recorder.end(0)
+    with open('log') as log:
+        assert 'half a line' in log.read()
+
+
 def gdb():
     debugger = Screen('gdb', '-q', '-nx', '/bin/sleep')
     debugger.ask('set args 1000', 'gdb')

@@ -59,6 +59,7 @@ mod tree {
     use super::*;
 
     roundtrip!(deleted_shared, "tree/deleted_shared.c");
+    roundtrip!(pty_sessions, "tree/pty_sessions.c");
     roundtrip!(sessions, "tree/sessions.c");
     roundtrip!(sharing, "tree/sharing.c");
     roundtrip!(waiting, "tree/waiting.c");
@@ -183,6 +184,7 @@ mod descriptors {
     roundtrip!(pipe_packets, "fd/pipe_packets.c");
     roundtrip!(pipe_reopened, "fd/pipe_reopened.c");
     roundtrip!(pipe_widowed, "fd/pipe_widowed.c");
+    roundtrip!(pty, "fd/pty.c");
     roundtrip!(signalfd, "fd/signalfd.c");
     roundtrip!(stdio, "fd/stdio.c");
     roundtrip!(timerfd, "fd/timerfd.c");

@@ -44,7 +44,8 @@ pub struct ProcessFacts {
     pub ppid: i32,
     pub pgid: i32,
     pub sid: i32,
-    pub foreground: Option<i32>,
+    /// Of one that leads a session: the device of its controlling terminal, major and minor, and the foreground process group there.
+    pub terminal: Option<((i32, i32), i32)>,
     pub exit_signal: i32,
     pub umask: u32,
     pub exe: (Name, Found),

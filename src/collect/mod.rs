@@ -349,7 +349,7 @@ fn process_facts(
         ppid: stat.ppid,
         pgid: stat.pgrp,
         sid: stat.session,
-        foreground: (stat.session == stat.pid && stat.tty_nr != 0).then_some(stat.tpgid),
+        terminal: (stat.session == stat.pid && stat.tty_nr != 0).then(|| (stat.tty_nr(), stat.tpgid)),
         exit_signal: stat.exit_signal.context("stat has no exit signal")?,
         umask: Status::of(dir)?.umask,
         exe,

@@ -98,7 +98,7 @@ fn process() -> ProcessFacts {
         ppid: 1,
         pgid: PID,
         sid: PID,
-        foreground: None,
+        terminal: None,
         exit_signal: libc::SIGCHLD,
         umask: 0o22,
         exe: (b"/bin/app".to_vec(), Found::Same(file("/bin/app"))),

@@ -66,7 +66,7 @@ mod tests {
             info: FdInfo::parse("pos:\t0\nflags:\t02\n".into()).unwrap(),
             status_flags: 2,
             stat: nix::sys::stat::fstat(std::io::stderr()).unwrap(),
-            terminal: false,
+            tty: None,
             ready: nix::poll::PollFlags::empty(),
             signal_owner: 0,
             io_signal: 0,

@@ -133,6 +133,9 @@ kinds! {
     11 => path_only::PathOnly,
     12 => fifo::Fifo,
     13 => nameless::Nameless,
+    14 => pty::Master,
+    15 => pty::Slave,
+    16 => pty::HungUp,
 }
 
 fn decode_payload<T: DeserializeOwned>(payload: &[u8]) -> Result<T> {

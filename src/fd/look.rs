@@ -1,18 +1,19 @@
 //! Freeze side: the tables of descriptors of stopped processes, recorded from outside.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use nix::unistd::Pid;
 
+use super::ends::{self, Ends};
 use super::fdinfo::FdInfo;
 use super::inputs::Inputs;
 use super::kind::{AnyKind, Probe, Unfit};
-use super::pipe::Ends;
 use super::probe::{Seen, Source};
+use super::pty::{self, Tty};
 use super::{SharedObjects, identity, limit, refuse, stdio};
-use crate::image::state::{Description, FdEntry, FdTable};
+use crate::image::state::{Description, FdEntry, FdTable, Pty};
 use crate::refusal::Refusal;
 
 /// The tables of descriptors of processes, in their order, with the descriptions that they refer to, and what is not carried.
@@ -20,6 +21,7 @@ use crate::refusal::Refusal;
 pub struct Looked {
     pub tables: Vec<FdTable>,
     pub descriptions: Vec<Description>,
+    pub ptys: Vec<Pty>,
     pub refusals: Vec<Refusal>,
     /// What is carried but may differ after a thaw.
     pub warnings: Vec<String>,
@@ -98,11 +100,15 @@ pub fn look(processes: &[(Pid, BorrowedFd<'_>)], shared: &mut SharedObjects) -> 
         ..Looked::default()
     };
     for group in groups {
-        for part in look.stdio.split(&seen, group) {
+        for part in look.stdio.split(&seen, &look.ends, group) {
             let first = &seen[part[0]];
             let recorded = record(&mut looked, &mut look, &part);
             recorded.with_context(|| format!("fd {} of pid {}", first.fd, pids[first.owner]))?;
         }
+    }
+    // Last, as it does more than to look.
+    if looked.refusals.is_empty() {
+        look_into_ptys(&mut looked, &look)?;
     }
     looked.warnings = look.warnings;
     looked.inputs = look.inputs;
@@ -149,6 +155,31 @@ fn record(looked: &mut Looked, look: &mut Look<'_>, indices: &[usize]) -> Result
         }
         Err(Unfit::Failed(error)) => Err(error),
     }
+}
+
+fn look_into_ptys(looked: &mut Looked, look: &Look<'_>) -> Result<()> {
+    let by_number: BTreeMap<u32, &Seen> = ends::masters(look.seen).collect();
+    let mut masters = Vec::with_capacity(by_number.len());
+    for (&number, seen) in &by_number {
+        let is_open = look.seen.iter().any(|other| other.tty == Some(Tty::Slave(number)));
+        masters.push(pty::Open {
+            number,
+            master: look.duplicate(seen)?,
+            slave_closed: !is_open,
+        });
+    }
+    for (found, (number, seen)) in pty::take_all(&masters)?.into_iter().zip(by_number) {
+        match found {
+            Ok(pty) => looked.ptys.push(pty),
+            Err(reason) => {
+                let object = format!("fd {} (master of /dev/pts/{number})", seen.fd);
+                let remedy = "freeze again once the program has read its input";
+                let refusal = Refusal::new(look.pid(seen).as_raw(), object, reason, remedy);
+                looked.refusals.push(refusal);
+            }
+        }
+    }
+    Ok(())
 }
 
 fn describe(probe: &Probe<'_>, look: &mut Look<'_>) -> Result<(u16, Vec<u8>), Unfit> {

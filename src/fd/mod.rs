@@ -7,6 +7,7 @@
 
 mod device;
 mod directory;
+mod ends;
 mod epoll;
 mod eventfd;
 mod fdinfo;
@@ -24,6 +25,7 @@ mod pipe;
 mod pipe_content;
 mod place;
 mod probe;
+mod pty;
 mod refuse;
 mod regular;
 mod shared;
@@ -37,6 +39,7 @@ mod timerfd;
 pub use inputs::Inputs;
 pub use kind::name as kind_name;
 pub use look::{Looked, look};
+pub use pty::{MadePty, make_all as make_ptys};
 pub use shared::{SharedObjects, make_memfd};
 pub use standard::{Pump, Stdio};
 pub use stdio::terminal_settings;

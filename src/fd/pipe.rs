@@ -1,15 +1,12 @@
 //! Pipes whose ends are all inside the processes that are frozen, with the bytes that wait in them (pipe(7)).
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::OFlag;
-use nix::poll::PollFlags;
-use nix::unistd::{Pid, pipe2};
+use nix::unistd::pipe2;
 use serde::{Deserialize, Serialize};
 
-use super::holders;
 use super::kind::{Kind, Probe, Unfit};
 use super::look::Look;
 use super::pipe_content::Content;
@@ -111,77 +108,6 @@ impl MadePipe {
 /// An anonymous pipe; a FIFO's link is its path.
 pub fn is_pipe(seen: &Seen) -> bool {
     seen.file_type() == libc::S_IFIFO && seen.link.starts_with(b"pipe:[")
-}
-
-/// Which ends of their pipes and FIFOs the processes have, and what has to do with others.
-#[derive(Debug, Default)]
-pub struct Ends {
-    /// By inode.
-    ends: HashMap<(u64, u64), End>,
-}
-
-#[derive(Debug, Default)]
-struct End {
-    readable: bool,
-    writable: bool,
-    /// A process outside that has it open, too.
-    holder: Option<String>,
-}
-
-impl Ends {
-    pub fn new(pids: &[Pid], all: &[Seen]) -> Result<Self> {
-        let mut ends: HashMap<_, End> = HashMap::new();
-        let fifos = || {
-            all.iter()
-                .filter(|seen| seen.file_type() == libc::S_IFIFO && !seen.only_path())
-        };
-        for seen in fifos() {
-            let end = ends.entry(seen.inode()).or_default();
-            end.readable |= seen.readable();
-            end.writable |= seen.writable();
-        }
-        // To a pipe whose other end is gone nobody can add anything, whoever else has an end like ours.
-        let asked = fifos().filter(|seen| {
-            let end = &ends[&seen.inode()];
-            !is_pipe(seen) || (end.readable && end.writable)
-        });
-        for (inode, holder) in holders::others(pids, &asked.collect::<Vec<_>>())? {
-            ends.entry(inode).or_default().holder = Some(holder);
-        }
-        Ok(Ends { ends })
-    }
-
-    /// Whether a pipe's other end is none of ours and still open somewhere: in a process outside.
-    pub fn lead_outside(&self, seen: &Seen) -> bool {
-        let Some(end) = self
-            .ends
-            .get(&seen.inode())
-            .filter(|_| is_pipe(seen) && !seen.only_path())
-        else {
-            return false;
-        };
-        // pipe_poll(), fs/pipe.c: POLLHUP at a read end without writers, POLLERR at a write end without readers.
-        let other_end_gone = if end.readable {
-            PollFlags::POLLHUP
-        } else {
-            PollFlags::POLLERR
-        };
-        end.readable != end.writable && !seen.ready.contains(other_end_gone)
-    }
-
-    pub fn has_writer(&self, seen: &Seen) -> bool {
-        self.ends.get(&seen.inode()).is_some_and(|end| end.writable)
-    }
-
-    pub fn refuse_shared(&self, seen: &Seen) -> Result<(), Unfit> {
-        match self.ends.get(&seen.inode()).and_then(|end| end.holder.as_ref()) {
-            None => Ok(()),
-            Some(holder) => Err(Unfit::refused(
-                format!("is used by several processes: pid {holder} has it open, too"),
-                "end that process first, or have it close its descriptor",
-            )),
-        }
-    }
 }
 
 /// Read through whichever description can be read. In a pipe without readers nobody can ever read what waits.

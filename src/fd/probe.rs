@@ -10,6 +10,7 @@ use nix::sys::stat::{FileStat, Mode, fstat};
 use nix::unistd::Pid;
 
 use super::fdinfo::FdInfo;
+use super::pty::Tty;
 use crate::sys::{self, fds};
 
 /// Facts of one descriptor. The duplicate that they were read from is closed again.
@@ -24,7 +25,7 @@ pub struct Seen {
     /// As fcntl(F_GETFL) shows them.
     pub status_flags: i32,
     pub stat: FileStat,
-    pub terminal: bool,
+    pub tty: Option<Tty>,
     /// Of a pipe or FIFO: what poll(2) says, which tells whether the other end is open anywhere.
     pub ready: PollFlags,
     /// Who gets signals by O_ASYNC, and which signal if not SIGIO.
@@ -82,7 +83,10 @@ impl<'a> Source<'a> {
             link: link.as_bytes().to_vec(),
             info: self.fdinfo(fd)?,
             status_flags,
-            terminal: !only_path && file_type(&stat) == libc::S_IFCHR && nix::unistd::isatty(&file).unwrap_or(false),
+            tty: match only_path {
+                true => None,
+                false => Tty::of(file.as_fd(), &stat)?,
+            },
             ready: if fifo {
                 readiness(file.as_fd())?
             } else {

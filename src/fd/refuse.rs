@@ -20,6 +20,13 @@ pub fn whatever_kind(seen: &Seen, shared: &SharedObjects) -> Result<(), Unfit> {
             "have the program take that back first",
         ));
     }
+    // open(2) does not keep it, TIOCGPTPEER(2const) does; then fdinfo shows it for all descriptors (seq_show(), fs/proc/fd.c).
+    if seen.status_flags & libc::O_CLOEXEC != 0 {
+        return Err(Unfit::refused(
+            "was opened by TIOCGPTPEER with O_CLOEXEC, which hides whether the descriptor is closed on exec",
+            "have the program open it without",
+        ));
+    }
     // "/memfd:name (deleted)" of MFD_HUGETLB, and "/secretmem (deleted)" of memfd_secret(2).
     let huge = seen.link.starts_with(b"/memfd:") && !shared.lives_on(seen.stat.st_dev);
     if huge || seen.link.starts_with(b"/secretmem ") {
@@ -46,9 +53,6 @@ pub fn unclaimed(seen: &Seen) -> Unfit {
     if let Some(name) = link.strip_prefix("anon_inode:") {
         let name = name.trim_matches(['[', ']']);
         return Unfit::refused(format!("is of kind {name}, which cryopod does not carry"), close);
-    }
-    if seen.terminal || link == "/dev/ptmx" || link.ends_with("/ptmx") {
-        return Unfit::refused("is a pseudo-terminal's master, which cryopod does not carry yet", close);
     }
     let what = match seen.file_type() {
         libc::S_IFCHR => "a character device that keeps state cryopod cannot see",

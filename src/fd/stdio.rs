@@ -6,9 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::ends::Ends;
 use super::kind::{AnyKind, Kind, Probe, Unfit};
 use super::look::Look;
-use super::pipe::{Ends, check_size, refuse_mixture};
+use super::pipe::{check_size, refuse_mixture};
 use super::pipe_content::Content;
 use super::probe::Seen;
 use super::standard::{self, Pump};
@@ -38,7 +39,7 @@ pub enum Becomes {
 
 impl Kind for Outside {
     fn claims(seen: &Seen, look: &Look<'_>) -> bool {
-        is_outside(seen, &look.ends)
+        look.ends.lead_outside(seen)
     }
 
     fn describe(probe: &Probe<'_>, look: &mut Look<'_>) -> Result<Self, Unfit> {
@@ -49,7 +50,7 @@ impl Kind for Outside {
                 "have the program close it first, or freeze it together with the other process",
             )
         })?;
-        if seen.terminal {
+        if seen.tty.is_some() {
             return Ok(Outside {
                 becomes,
                 pipe: None,
@@ -138,20 +139,6 @@ pub fn terminal_settings(snapshot: &Snapshot) -> Option<TerminalSettings> {
         })
 }
 
-/// A terminal's descriptor, or a pipe whose other end is in another process.
-pub fn is_outside(seen: &Seen, ends: &Ends) -> bool {
-    (seen.terminal && !is_master(seen)) || ends.lead_outside(seen)
-}
-
-/// A pseudo-terminal's master also answers to isatty(3). Majors: Documentation/admin-guide/devices.txt.
-fn is_master(seen: &Seen) -> bool {
-    let device = (
-        nix::sys::stat::major(seen.stat.st_rdev),
-        nix::sys::stat::minor(seen.stat.st_rdev),
-    );
-    device == (5, 2) || matches!(device.0, 2 | 128..=135)
-}
-
 /// Which of thaw's three each description that leads outside becomes, decided over the whole table.
 #[derive(Debug, Default)]
 pub struct Plan {
@@ -161,12 +148,12 @@ pub struct Plan {
 impl Plan {
     /// Pipes on 0, 1 and 2 become these. Others get what is left, by their direction and in the order of their numbers.
     pub fn new(all: &[Seen], ends: &Ends) -> Self {
-        let outside: Vec<&Seen> = all.iter().filter(|seen| is_outside(seen, ends)).collect();
+        let outside: Vec<&Seen> = all.iter().filter(|seen| ends.lead_outside(seen)).collect();
         let taken = |plan: &Plan, number: u8| {
             plan.pipes.values().any(|&taken| taken == number) || outside.iter().any(|seen| seen.fd == i32::from(number))
         };
         let mut plan = Plan::default();
-        for seen in outside.iter().filter(|seen| !seen.terminal) {
+        for seen in outside.iter().filter(|seen| seen.tty.is_none()) {
             let number = match seen.fd {
                 0..=2 => u8::try_from(seen.fd).ok(),
                 _ if seen.readable() => Some(0).filter(|&number| !taken(&plan, number)),
@@ -181,16 +168,20 @@ impl Plan {
 
     /// Each of 0, 1 and 2 becomes thaw's own of that number, which may be different things there, so each is recorded as a
     /// description of its own. Where thaw's share a description, the program's will, too.
-    pub fn split(&self, all: &[Seen], group: Vec<usize>) -> Vec<Vec<usize>> {
+    pub fn split(&self, all: &[Seen], ends: &Ends, group: Vec<usize>) -> Vec<Vec<usize>> {
         let seen = &all[group[0]];
-        if !seen.terminal && !self.pipes.contains_key(&seen.inode()) {
+        let becomes_ours = match seen.tty {
+            Some(_) => ends.lead_outside(seen),
+            None => self.pipes.contains_key(&seen.inode()),
+        };
+        if !becomes_ours {
             return vec![group];
         }
         let of_number =
             |number: i32| -> Vec<usize> { group.iter().copied().filter(|&index| all[index].fd == number).collect() };
         let mut parts: Vec<Vec<usize>> = (0..=2).map(of_number).filter(|part| !part.is_empty()).collect();
         let others: Vec<usize> = group.iter().copied().filter(|&index| all[index].fd > 2).collect();
-        if seen.terminal || parts.is_empty() {
+        if seen.tty.is_some() || parts.is_empty() {
             parts.extend((!others.is_empty()).then_some(others));
         } else {
             parts[0].extend(others);
@@ -201,7 +192,7 @@ impl Plan {
     fn becomes(&self, seen: &Seen) -> Option<Becomes> {
         match u8::try_from(seen.fd) {
             Ok(number @ 0..=2) => Some(Becomes::Number(number)),
-            _ if seen.terminal => Some(Becomes::Terminal),
+            _ if seen.tty.is_some() => Some(Becomes::Terminal),
             _ => self.pipes.get(&seen.inode()).map(|&number| Becomes::Number(number)),
         }
     }

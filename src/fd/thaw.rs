@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::kind::{AnyKind, Made};
+use super::pty::{self, MadePty};
 use super::standard::{Pump, Stdio};
 use super::{limit, shared};
 use crate::image::state::{Description, Snapshot};
@@ -37,7 +38,8 @@ impl Check<'_> {
 
     /// Whether all descriptions and shared objects have room in our own table.
     fn limit(&mut self) {
-        let wanted = self.snapshot.descriptions.len() + self.snapshot.shared_objects.len();
+        let wanted =
+            self.snapshot.descriptions.len() + self.snapshot.shared_objects.len() + 2 * self.snapshot.ptys.len();
         let reason = limit::refusal(wanted).unwrap_or_else(|error| Some(format!("cannot be made: {error:#}")));
         if let Some(reason) = reason {
             let pid = self.snapshot.processes.first().map_or(0, |process| process.pid);
@@ -80,6 +82,8 @@ pub fn check<'a>(snapshot: &'a Snapshot, stdio: &'a Stdio) -> Check<'a> {
 pub struct ReopenContext {
     /// One for each of Snapshot::shared_objects.
     pub shared: Vec<OwnedFd>,
+    /// One for each of Snapshot::ptys.
+    pub ptys: Vec<MadePty>,
     pub stdio: Stdio,
     /// To be run while the program runs.
     pub pumps: Vec<Pump>,
@@ -91,15 +95,22 @@ pub struct ReopenContext {
 }
 
 impl ReopenContext {
-    pub fn new(shared: Vec<OwnedFd>, stdio: Stdio) -> Self {
+    pub fn new(shared: Vec<OwnedFd>, ptys: Vec<MadePty>, stdio: Stdio) -> Self {
         ReopenContext {
             shared,
+            ptys,
             stdio,
             pumps: Vec::new(),
             watched: false,
             pipes: Made::new(),
             nameless: Made::new(),
         }
+    }
+
+    pub(super) fn pty(&self, index: u32) -> Result<&MadePty> {
+        self.ptys
+            .get(index as usize)
+            .context("a pseudo-terminal that is not there")
     }
 }
 
@@ -200,6 +211,7 @@ pub fn finish(snapshot: &Snapshot, files: &[OwnedFd], shared: &[OwnedFd]) -> Res
     for (file, object) in shared.iter().zip(&snapshot.shared_objects) {
         shared::finish(file, object)?;
     }
+    pty::finish(snapshot, files).context("pseudo-terminals")?;
     for (index, (file, description)) in files.iter().zip(&snapshot.descriptions).enumerate() {
         let kind = AnyKind::decode(description)?;
         kind.finish(file.as_fd(), description, &snapshot.clocks)

@@ -22,6 +22,7 @@ pub mod read;
 mod record;
 mod settings;
 pub mod state;
+mod terminals;
 mod validate;
 mod worker;
 pub mod write;

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use super::settings::{ControlGroup, Dispatch, Filter, MemoryPolicy, ProcessSettings, ThreadSettings};
+pub use super::terminals::{ControllingTerminal, End, Input, Line, Pty, Stopped, Waiting};
 
 /// Bytes of a path name or another name that need not be UTF-8.
 pub type Name = Vec<u8>;
@@ -22,6 +23,8 @@ pub struct Snapshot {
     pub leaderless: Vec<i32>,
     pub fd_tables: Vec<FdTable>,
     pub descriptions: Vec<Description>,
+    /// In ascending order of their numbers.
+    pub ptys: Vec<Pty>,
     pub shared_objects: Vec<SharedObject>,
     /// Files that mappings and executables refer to.
     pub files: Vec<File>,
@@ -77,8 +80,8 @@ pub struct Process {
     pub ppid: i32,
     pub pgid: i32,
     pub sid: i32,
-    /// Of one that leads a session with a controlling terminal: the foreground process group there (tcgetpgrp(3)), 0 or less if there is none.
-    pub foreground: Option<i32>,
+    /// Of one that leads a session: its controlling terminal.
+    pub terminal: Option<ControllingTerminal>,
     /// What its parent gets when it ends (clone(2)).
     pub exit_signal: i32,
     /// Index into [`Snapshot::files`]: /proc/PID/exe.
@@ -111,6 +114,14 @@ pub struct Process {
     pub rlimits: Vec<Rlimit>,
     /// The leader first.
     pub threads: Vec<Thread>,
+}
+
+impl Process {
+    /// The foreground process group of one that leads a session on a terminal that is not of the image.
+    pub fn foreground_outside(&self) -> Option<i32> {
+        let outside = self.terminal.filter(|terminal| terminal.pty.is_none());
+        outside.map(|terminal| terminal.foreground)
+    }
 }
 
 /// A process that has ended, as its parent can still ask about it (wait(2)).

@@ -4,8 +4,8 @@ use super::family;
 use super::header::Header;
 use super::lineage::{Conflict, Lineage};
 use super::state::{
-    Backing, ControlGroup, FdTable, Memory, MemoryPolicy, Process, SharedKind, SharedObject, SigInfo, Snapshot, Thread,
-    Vma, Zombie,
+    Backing, ControlGroup, FdTable, Memory, MemoryPolicy, Process, Pty, SharedKind, SharedObject, SigInfo, Snapshot,
+    Thread, Vma, Zombie,
 };
 use std::collections::HashSet;
 
@@ -54,6 +54,11 @@ pub fn validate(snapshot: &Snapshot, header: &Header) -> Checked {
     for table in &snapshot.fd_tables {
         check_table(table, snapshot.descriptions.len())?;
     }
+    for (index, pty) in snapshot.ptys.iter().enumerate() {
+        let is_in_order = index == 0 || snapshot.ptys[index - 1].number < pty.number;
+        ensure(is_in_order, || format!("/dev/pts/{} is out of order", pty.number))?;
+        check_pty(pty).map_err(|reason| format!("/dev/pts/{}: {reason}", pty.number))?;
+    }
     for object in &snapshot.shared_objects {
         check_object(object)?;
     }
@@ -91,6 +96,10 @@ fn check_process(process: &Process, snapshot: &Snapshot, header: &Header) -> Che
     // SUID_DUMP_DISABLE, SUID_DUMP_USER, SUID_DUMP_ROOT (proc_sys_fs(5), suid_dumpable).
     ensure(process.dumpable <= 2, || {
         format!("its dumpable attribute is {}", process.dumpable)
+    })?;
+    let terminal = process.terminal.and_then(|terminal| terminal.pty);
+    ensure(terminal.is_none_or(|pty| (pty as usize) < snapshot.ptys.len()), || {
+        "its controlling terminal is not there".into()
     })?;
     check_name(&process.cwd, "its directory")?;
     check_name(&process.root, "its root")?;
@@ -372,6 +381,24 @@ fn address_limit(machine: u16) -> u64 {
         183 => 1 << 52,         // aarch64 with 52-bit addresses; most have 48
         _ => 1 << 63,
     }
+}
+
+fn check_pty(pty: &Pty) -> Checked {
+    /// NR_UNIX98_PTY_MAX, include/linux/devpts_fs.h and drivers/tty/pty.c.
+    const PTYS_MAX: u32 = 1 << 20;
+    /// NCCS of any architecture.
+    const CHARACTERS_MAX: usize = 64;
+    /// A buffer of 4 KiB, and others up to a limit of 8 KiB that are twice as large as they count (drivers/tty/tty_buffer.c), with room.
+    const WAITING_MAX: usize = 256 << 10;
+    ensure(pty.number < PTYS_MAX, || "there is none of such a number".into())?;
+    ensure(pty.line.characters.len() <= CHARACTERS_MAX, || {
+        format!("it has {} special characters", pty.line.characters.len())
+    })?;
+    let waiting = &pty.waiting;
+    let typed: usize = waiting.input.iter().map(|input| input.bytes.len()).sum();
+    ensure(typed <= WAITING_MAX && waiting.output.len() <= WAITING_MAX, || {
+        "more waits in it than it can hold".into()
+    })
 }
 
 fn check_table(table: &FdTable, descriptions: usize) -> Checked {

@@ -320,10 +320,10 @@ impl<'a> Maker<'a> {
     /// The foreground process groups of sessions, when all groups are there.
     fn set_foreground(&mut self) -> Result<()> {
         for process in &self.snapshot.processes {
-            let (Some(group), Some(terminal)) = (process.foreground, self.terminal(process.pid)) else {
+            let (Some(of_image), Some(terminal)) = (process.terminal, self.terminal(process.pid)) else {
                 continue;
             };
-            let (stage, group) = (self.stage(), group.to_ne_bytes());
+            let (stage, group) = (self.stage(), of_image.foreground.to_ne_bytes());
             let args = [
                 terminal.as_raw_fd().into(),
                 libc::TIOCSPGRP.into(),

@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context, Result};
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, poll};
-use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::stat::Mode;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, isatty, tcgetpgrp};
@@ -21,6 +21,7 @@ use nix::unistd::{getpgrp, isatty, tcgetpgrp};
 use super::foreground::stop_ourselves;
 use crate::fd::open_again;
 use crate::image::state::Snapshot;
+use crate::sys::pty;
 use crate::sys::terminal::{set_size, size};
 
 /// What becomes of terminals that the program had.
@@ -43,7 +44,10 @@ impl Screen {
                 relay: None,
             });
         }
-        let is_led = snapshot.processes.iter().any(|process| process.foreground.is_some());
+        let is_led = snapshot
+            .processes
+            .iter()
+            .any(|process| process.foreground_outside().is_some());
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let own = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         let own = own.into_iter().find(|fd| isatty(fd).unwrap_or(false));
@@ -55,7 +59,7 @@ impl Screen {
 
     fn relayed(snapshot: &Snapshot, own: BorrowedFd<'_>) -> Result<Self> {
         let own = File::from(open_again(own, libc::O_RDWR)?);
-        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).context("posix_openpt")?;
+        let master = free_master(snapshot)?;
         grantpt(&master).and_then(|()| unlockpt(&master)).context("unlockpt")?;
         let name = ptsname_r(&master).context("ptsname")?;
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
@@ -76,6 +80,19 @@ impl Screen {
             terminal: Some(terminal),
             relay: Some(relay),
         })
+    }
+}
+
+/// Of a pseudo-terminal that none of the program's is to be.
+fn free_master(snapshot: &Snapshot) -> Result<PtyMaster> {
+    let mut wanted = Vec::new();
+    loop {
+        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).context("posix_openpt")?;
+        let number = pty::number(&master).context("TIOCGPTN")?;
+        if !snapshot.ptys.iter().any(|pty| pty.number == number) {
+            return Ok(master);
+        }
+        wanted.push(master);
     }
 }
 

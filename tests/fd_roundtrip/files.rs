@@ -58,7 +58,7 @@ fn a_planted_fifo_is_refused_and_does_not_block() {
     std::fs::remove_file(&path).unwrap();
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let snapshot = snapshot(looked, vec![]);
-    let mut context = ReopenContext::new(vec![], Stdio::own(None).unwrap());
+    let mut context = ReopenContext::new(vec![], vec![], Stdio::own(None).unwrap());
     let check = fd::check(&snapshot, &context.stdio);
     assert!(
         check.refusals[0]
@@ -156,7 +156,7 @@ fn a_planted_symbolic_link_is_not_followed() {
     let snapshot = snapshot(looked, vec![]);
     std::fs::rename(&inner, directory.path().join("elsewhere")).unwrap();
     std::os::unix::fs::symlink("elsewhere", &inner).unwrap();
-    let mut context = ReopenContext::new(vec![], Stdio::own(None).unwrap());
+    let mut context = ReopenContext::new(vec![], vec![], Stdio::own(None).unwrap());
     let refusal = fd::check(&snapshot, &context.stdio).refusals[0].to_string();
     assert!(refusal.contains("a symbolic link stands in its path"), "{refusal}");
     assert!(fd::reopen(&snapshot, &mut context).is_err());

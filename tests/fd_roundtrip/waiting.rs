@@ -109,7 +109,7 @@ impl Thawed {
             .unwrap();
             made
         });
-        let mut context = ReopenContext::new(objects.collect(), stdio);
+        let mut context = ReopenContext::new(objects.collect(), vec![], stdio);
         let check = fd::check(&snapshot, &context.stdio);
         assert_eq!((check.refusals, check.warnings), (vec![], vec![]));
         let files = fd::reopen(&snapshot, &mut context).unwrap();
@@ -156,6 +156,7 @@ pub fn snapshot(looked: Looked, shared_objects: Vec<cryopod::image::state::Share
         leaderless: vec![],
         fd_tables: looked.tables,
         descriptions: looked.descriptions,
+        ptys: looked.ptys,
         shared_objects,
         files: vec![],
     }

@@ -47,6 +47,34 @@ pub fn snapshot(heap: u64, object: u64) -> Snapshot {
             description(1, "/dev/pts/0"),
             description(9999, "anon_inode:[of-the-future]"),
         ],
+        ptys: vec![Pty {
+            number: 3,
+            line: Line {
+                input: 0x500,
+                output: 5,
+                control: 0xbf,
+                local: 0x8a3b,
+                characters: vec![3; 19],
+                input_speed: 38400,
+                output_speed: 38400,
+            },
+            size: [24, 80, 0, 0],
+            uid: 1000,
+            gid: 5,
+            mode: 0o20620,
+            packet: true,
+            exclusive: false,
+            locked: false,
+            slave_closed: false,
+            waiting: Waiting {
+                input: vec![Input {
+                    bytes: b"half a li".to_vec(),
+                    end: End::Open,
+                }],
+                output: b"$ ".to_vec(),
+                stopped: Stopped::No,
+            },
+        }],
         shared_objects: vec![SharedObject {
             kind: SharedKind::Memfd {
                 name: b"shm".to_vec(),
@@ -89,7 +117,10 @@ fn process(heap: u64, object: u64) -> Process {
         ppid: 1,
         pgid: 4127,
         sid: 4127,
-        foreground: None,
+        terminal: Some(ControllingTerminal {
+            pty: Some(0),
+            foreground: 4127,
+        }),
         exit_signal: 17,
         exe: 0,
         cwd: b"/tmp".to_vec(),
