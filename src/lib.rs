@@ -26,5 +26,6 @@ pub mod probe;
 pub mod refusal;
 pub mod resurrect;
 pub mod sys;
+pub mod sysv;
 pub mod thaw;
 pub mod tracer;

@@ -27,6 +27,7 @@ use crate::image::state::{Process, Snapshot};
 use crate::refusal::{Refusal, Refused};
 use crate::resurrect::plan::{Plan, Session, Wishes, plan, rights};
 use crate::resurrect::{self, GoesOn, Inherited, MappedFds, Move, Parts, SharedMemory, Tree};
+use crate::sysv::segments;
 use control_groups::Groups;
 use copies::Copies;
 use files::MappedFiles;
@@ -126,6 +127,7 @@ fn thaw_from<R: Read>(
         notes,
         lending,
     } = brought.map_err(|error| taken_meanwhile(error, &snapshot))?;
+    made.shared_memory.keep();
     warnings.extend(notes);
     Ok(Thawed {
         pid: made.plan.pid,
@@ -161,6 +163,9 @@ fn bring_back<R: Read>(
     let mapped = MappedFds {
         files: made.files.by_access(),
         shared: made.shared_memory.by_access(),
+        segments: segments::all(snapshot)
+            .map(|(index, segment, size)| (index, (segment.ipc.id, size)))
+            .collect(),
     };
     let mut tree = tree_to_make(snapshot, made, &mapped, options.jobs)?;
     let shared = copies.among(&made.shared);
@@ -298,6 +303,7 @@ fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -
             .filter_map(|process| rights::note(process, &machine)),
     );
     refusals.extend(checked.refusals);
+    refusals.extend(segments::check(snapshot)?);
     let planned = plan(snapshot, &machine, wishes);
     let files = match files {
         Ok(files) => Some(files),

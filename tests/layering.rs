@@ -5,19 +5,33 @@ use std::path::{Path, PathBuf};
 
 /// For each module of the crate what it may use. `state` stands for `image::state`, `image::pages`, `image::ranges`, `image::family` and
 /// `image::lineage` alone.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("arch", &["state"]),
     ("sys", &[]),
     ("refusal", &[]),
     ("image", &["state", "sys"]),
     ("tracer", &["arch", "state", "refusal", "sys"]),
-    ("fd", &["state", "refusal", "sys"]),
-    ("collect", &["arch", "tracer", "fd", "state", "refusal", "sys"]),
+    ("sysv", &["arch", "state", "refusal", "sys"]),
+    ("fd", &["state", "sysv", "refusal", "sys"]),
+    ("collect", &["arch", "tracer", "fd", "sysv", "state", "refusal", "sys"]),
     ("describe", &["arch", "collect", "fd", "state", "refusal", "sys"]),
-    ("resurrect", &["arch", "tracer", "fd", "state", "refusal", "sys"]),
+    (
+        "resurrect",
+        &["arch", "tracer", "fd", "sysv", "state", "refusal", "sys"],
+    ),
     (
         "thaw",
-        &["arch", "resurrect", "fd", "collect", "image", "state", "refusal", "sys"],
+        &[
+            "arch",
+            "resurrect",
+            "fd",
+            "sysv",
+            "collect",
+            "image",
+            "state",
+            "refusal",
+            "sys",
+        ],
     ),
 ];
 

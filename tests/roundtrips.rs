@@ -62,6 +62,7 @@ mod tree {
     roundtrip!(pty_sessions, "tree/pty_sessions.c");
     roundtrip!(sessions, "tree/sessions.c");
     roundtrip!(sharing, "tree/sharing.c");
+    roundtrip!(system_v_memory, "tree/system_v_memory.c");
     roundtrip!(waiting, "tree/waiting.c");
     roundtrip!(inherited, "tree/inherited.c");
     roundtrip!(stopped, "tree/stopped.c");

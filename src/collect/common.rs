@@ -8,6 +8,7 @@ use super::memory::{self, Area};
 use super::objects::map_file;
 use super::proc::{ProcDir, all_processes};
 use super::surroundings::{self, Relative};
+use crate::fd::{SYSTEM_V, SYSTEM_V_PREFIX};
 
 /// By st_dev and st_ino: deleted files that the process maps shared, so that their content is memory which it may go on to share. Who may not
 /// follow map_files (CAP_CHECKPOINT_RESTORE) finds none.
@@ -30,6 +31,9 @@ fn is_deleted_file(area: &Area) -> bool {
 }
 
 pub fn inode(area: &Area) -> (u64, u64) {
+    if area.name.starts_with(SYSTEM_V_PREFIX) {
+        return (SYSTEM_V, area.inode);
+    }
     let (major, minor) = area.device;
     (libc::makedev(major, minor), area.inode)
 }

@@ -59,6 +59,8 @@ pub struct ProcessFacts {
     pub settings: ProcessSettings,
     /// Settings that it could not be asked about, for people.
     pub untold: Vec<String>,
+    /// Its end may adjust System V semaphores (semop(2), SEM_UNDO).
+    pub may_be_undone: bool,
     /// Segments of its own (modify_ldt(2)).
     pub has_ldt: bool,
     pub layout: MemoryLayout,

@@ -21,6 +21,8 @@ mod policies;
 mod proc;
 mod process;
 mod scheduling;
+mod segments;
+mod semaphores;
 mod source;
 mod speculation;
 mod status;
@@ -62,6 +64,7 @@ pub use pagemap::Populated;
 pub use proc::{ProcDir, all_processes};
 pub use process::stat;
 pub use scheduling::scheduling;
+use semaphores::Semaphores;
 pub use source::{Source, read_object};
 pub use status::Status;
 pub use surroundings::{Relative, Surroundings};
@@ -113,13 +116,17 @@ pub fn collect(tree: &mut StoppedTree, pages: Pages<'_>, embed: Embed) -> Result
         .iter()
         .map(|process| (process.pid(), process.proc()))
         .collect();
-    let descriptors = fd::look(&places, &mut shared)?;
+    let mut descriptors = fd::look(&places, &mut shared)?;
+    let semaphores = Semaphores::look()?;
+    descriptors.warnings.extend(semaphores::left_behind(tree, &semaphores)?);
+    segments::intern_unattached(tree, &mut shared)?;
     let (mut members, mut later) = (Vec::new(), Vec::new());
     let (mut known, namespaces) = (KnownFiles::default(), surroundings::Namespaces::own()?);
     for (process, asked) in tree.processes().iter().zip(asked) {
         let dir = ProcDir::of(process.proc()).context("duplicate /proc/PID")?;
         let finder = Finder::new(&dir, &mut shared, embed, &mut known);
-        let member = member((process, &dir), asked, (&family, &namespaces), finder, pages);
+        let known = (&family, &namespaces, &semaphores);
+        let member = member((process, &dir), asked, known, finder, pages);
         let (member, of_member) = member.with_context(|| format!("pid {}", process.pid()))?;
         members.push(member);
         later.extend(of_member);
@@ -186,7 +193,7 @@ fn ask(process: &mut StoppedProcess) -> Result<Asked> {
 fn member(
     (process, dir): (&StoppedProcess, &ProcDir),
     asked: Asked,
-    (family, namespaces): (&family::Family, &surroundings::Namespaces),
+    (family, namespaces, semaphores): (&family::Family, &surroundings::Namespaces, &Semaphores),
     mut finder: Finder<'_>,
     pages: Pages<'_>,
 ) -> Result<(Member, Vec<Later>)> {
@@ -202,7 +209,7 @@ fn member(
     let (mappings, later) = mappings(dir, &mut finder, &mut answers.memory_policies, pages)?;
     let member = Member {
         pid: process.pid().as_raw(),
-        process: process_facts(process, dir, exe, answers, timers)?,
+        process: process_facts(process, dir, exe, answers, (timers, semaphores))?,
         surroundings: family.surroundings(process, threads[0].foreign_namespaces.clone()),
         mappings,
         threads,
@@ -341,7 +348,7 @@ fn process_facts(
     dir: &ProcDir,
     exe: (Name, Found),
     answers: Answers,
-    posix_timers: Vec<PosixTimer>,
+    (posix_timers, semaphores): (Vec<PosixTimer>, &Semaphores),
 ) -> Result<ProcessFacts> {
     let stat = process::stat(dir)?;
     let stopped_by = process.group_stop();
@@ -365,6 +372,7 @@ fn process_facts(
             ..answers.settings
         },
         untold: answers.untold,
+        may_be_undone: semaphores.may_be_undone(process.pid().as_raw())?,
         has_ldt: answers.has_ldt,
         layout: process::layout(&stat, answers.brk)?,
         auxv: dir.read("auxv")?,

@@ -15,7 +15,7 @@ use super::common;
 use super::files::{self, Found};
 use super::memory::Area;
 use super::proc::ProcDir;
-use crate::fd::SharedObjects;
+use crate::fd::{SYSTEM_V_PREFIX, SharedObjects};
 use crate::image::state::{File, Name};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,8 +27,6 @@ pub enum Object {
     File(Found),
     /// Index of a shared object, or the reason why it has none.
     Shared(Result<u32, String>),
-    /// System V shared memory (shmat(2)).
-    SystemV,
     /// What has no path: io_uring, perf events, drivers.
     Other,
 }
@@ -40,7 +38,6 @@ enum Class {
     Kernel,
     File,
     Shared,
-    SystemV,
     Other,
 }
 
@@ -56,7 +53,7 @@ fn class(area: &Area) -> Class {
         _ if name.starts_with(b"[vvar") => Class::Kernel,
         _ if name.starts_with(b"[anon:") => Class::Anonymous,
         _ if name.starts_with(b"[anon_shmem:") || name.starts_with(b"/memfd:") => Class::Shared,
-        _ if name.starts_with(b"/SYSV") => Class::SystemV,
+        _ if name.starts_with(SYSTEM_V_PREFIX) => Class::Shared,
         _ if name.starts_with(b"/") => Class::File,
         _ => Class::Other,
     }
@@ -117,7 +114,6 @@ impl<'a> Finder<'a> {
         match class(area) {
             Class::Anonymous => Object::Anonymous,
             Class::Kernel => Object::Kernel,
-            Class::SystemV => Object::SystemV,
             Class::Other => Object::Other,
             Class::Shared => Object::Shared(self.shared_object(area)),
             Class::File if self.is_deleted_and_shared(area) => Object::Shared(self.shared_object(area)),
@@ -202,8 +198,8 @@ impl<'a> Finder<'a> {
 
     /// Opened through map_files; without the privilege for that, a descriptor of the process that refers to it must do.
     fn shared_object(&mut self, area: &Area) -> Result<u32, String> {
-        let (major, minor) = area.device;
-        if let Some(index) = self.shared.find(libc::makedev(major, minor), area.inode) {
+        let (device, inode) = common::inode(area);
+        if let Some(index) = self.shared.find(device, inode) {
             return Ok(index);
         }
         match self.process.open(&map_file(area)) {
@@ -251,7 +247,7 @@ mod tests {
         assert_eq!(classified("/dev/zero", 5, false), Class::Anonymous);
         assert_eq!(classified("/dev/zero (deleted)", 1026, true), Class::Shared);
         assert_eq!(classified("/memfd:x (deleted)", 7, false), Class::Shared);
-        assert_eq!(classified("/SYSV00000000 (deleted)", 7, true), Class::SystemV);
+        assert_eq!(classified("/SYSV00000000 (deleted)", 7, true), Class::Shared);
         assert_eq!(classified("/usr/bin/cat", 7, false), Class::File);
         assert_eq!(classified("[vvar_vclock]", 0, false), Class::Kernel);
         assert_eq!(classified("anon_inode:[io_uring]", 7, true), Class::Other);

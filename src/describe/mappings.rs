@@ -92,10 +92,6 @@ fn backing(mapping: &Mapping, files: &mut FileTable) -> Result<Backing, (String,
             offset: area.offset,
         }),
         Object::Shared(Err(reason)) => Err((reason.clone(), String::new())),
-        Object::SystemV => Err((
-            "is System V shared memory, which cryopod does not carry yet".into(),
-            "detach it first (shmdt(2))".into(),
-        )),
         Object::Other | Object::Kernel => Err((
             "is memory of the kernel or of a driver, which cryopod does not carry".into(),
             refusals::CLOSE.into(),

@@ -71,6 +71,13 @@ impl Refusals {
     }
 
     fn settings(&mut self, member: &Member) {
+        if member.process.may_be_undone {
+            self.add(
+                "the process",
+                "may have System V semaphores adjusted when it ends (semop(2), SEM_UNDO), which would be now: cryopod does not carry that yet",
+                "freeze while it holds none",
+            );
+        }
         if member.process.has_ldt {
             self.add(
                 "the process",
@@ -179,6 +186,7 @@ pub fn of_shared_objects(facts: &Facts) -> Vec<Refusal> {
     let refusal = |(shared, outsider): (&SharedFacts, &Relative)| {
         let object = match &shared.object.kind {
             SharedKind::Anonymous => "its shared memory".to_owned(),
+            SharedKind::SystemV(segment) => format!("its System V shared memory {}", segment.ipc.id),
             SharedKind::Memfd { name, .. } | SharedKind::Copy { name, .. } => format!("its memory {}", shown(name)),
         };
         let reason = format!(

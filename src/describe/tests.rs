@@ -111,6 +111,7 @@ fn process() -> ProcessFacts {
         child_subreaper: false,
         settings: ProcessSettings::default(),
         untold: Vec::new(),
+        may_be_undone: false,
         has_ldt: false,
         layout: MemoryLayout::default(),
         auxv: Vec::new(),

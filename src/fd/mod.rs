@@ -40,7 +40,7 @@ pub use inputs::Inputs;
 pub use kind::name as kind_name;
 pub use look::{Looked, look};
 pub use pty::{MadePty, make_all as make_ptys};
-pub use shared::{SharedObjects, make_memfd};
+pub use shared::{SYSTEM_V, SYSTEM_V_PREFIX, SharedObjects, make_memfd};
 pub use standard::{Pump, Stdio};
 pub use stdio::terminal_settings;
 pub use terminal::TerminalSettings;

@@ -13,6 +13,12 @@ use nix::unistd::ftruncate;
 
 use super::probe::own_path;
 use crate::image::state::{SharedKind, SharedObject};
+use crate::sysv::segments;
+
+/// In place of a device for System V shared memory, whose inodes have the numbers of their ids, as others of that device may have.
+pub const SYSTEM_V: u64 = u64::MAX;
+/// What /proc shows of it begins with this (newseg(), ipc/shm.c).
+pub const SYSTEM_V_PREFIX: &[u8] = b"/SYSV";
 
 /// The shared objects of an image, each once, however many descriptors and mappings refer to it.
 pub struct SharedObjects {
@@ -70,15 +76,38 @@ impl SharedObjects {
     /// The index in Snapshot::shared_objects of what `file` refers to: a duplicate, or an opened entry of map_files.
     pub fn intern(&mut self, file: OwnedFd) -> Result<u32> {
         let stat = fstat(&file).context("fstat")?;
+        let link = link_of(&file)?;
+        if link.starts_with(SYSTEM_V_PREFIX) {
+            return self.intern_segment(file, &stat);
+        }
         if let Some(index) = self.find(stat.st_dev, stat.st_ino) {
             return Ok(index);
         }
         ensure!(self.holds(&stat), "is not memory of a memfd");
         let kind = match self.lives_on(stat.st_dev) {
-            true => kind_of(&file, &stat)?,
-            false => kind_of_deleted(&file, &stat)?,
+            true => kind_of(&file, &stat, &link)?,
+            false => kind_of_deleted(&stat, &link),
         };
-        self.add(kind, &stat, readable(file))
+        self.add(kind, (stat.st_dev, stat.st_ino), size_of(&stat)?, readable(file))
+    }
+
+    /// System V shared memory; its inode has the number of its id.
+    fn intern_segment(&mut self, file: OwnedFd, stat: &FileStat) -> Result<u32> {
+        ensure!(
+            self.lives_on(stat.st_dev),
+            "is System V shared memory of huge pages, which cryopod does not carry yet"
+        );
+        if let Some(index) = self.find(SYSTEM_V, stat.st_ino) {
+            return Ok(index);
+        }
+        let id = i32::try_from(stat.st_ino).context("the id of a segment")?;
+        let (segment, size) = segments::find(id)?.context("is System V shared memory of another IPC namespace")?;
+        self.add(
+            SharedKind::SystemV(segment),
+            (SYSTEM_V, stat.st_ino),
+            size,
+            readable(file),
+        )
     }
 
     /// The index of a copy of `file`, which has this path.
@@ -91,17 +120,14 @@ impl SharedObjects {
             name: path.to_vec(),
             mode: stat.st_mode,
         };
-        self.add(kind, &stat, file)
+        self.add(kind, (stat.st_dev, stat.st_ino), size_of(&stat)?, file)
     }
 
-    fn add(&mut self, kind: SharedKind, stat: &FileStat, file: OwnedFd) -> Result<u32> {
+    fn add(&mut self, kind: SharedKind, inode: (u64, u64), size: u64, file: OwnedFd) -> Result<u32> {
         let index = u32::try_from(self.objects.len()).context("too many shared objects")?;
-        self.objects.push(SharedObject {
-            kind,
-            size: u64::try_from(stat.st_size).context("st_size")?,
-        });
+        self.objects.push(SharedObject { kind, size });
         self.files.push(file);
-        self.by_inode.insert((stat.st_dev, stat.st_ino), index);
+        self.by_inode.insert(inode, index);
         Ok(index)
     }
 
@@ -116,11 +142,17 @@ impl SharedObjects {
     }
 }
 
-fn kind_of(file: &OwnedFd, stat: &FileStat) -> Result<SharedKind> {
-    let link = readlink(own_path(file.as_fd()).as_str())
-        .context("readlink /proc/self/fd/N")?
-        .into_vec();
-    let name = link.strip_suffix(b" (deleted)").unwrap_or(&link);
+fn size_of(stat: &FileStat) -> Result<u64> {
+    u64::try_from(stat.st_size).context("st_size")
+}
+
+fn link_of(file: &OwnedFd) -> Result<Vec<u8>> {
+    let link = readlink(own_path(file.as_fd()).as_str()).context("readlink /proc/self/fd/N")?;
+    Ok(link.into_vec())
+}
+
+fn kind_of(file: &OwnedFd, stat: &FileStat, link: &[u8]) -> Result<SharedKind> {
+    let name = link.strip_suffix(b" (deleted)").unwrap_or(link);
     if let Some(name) = name.strip_prefix(b"/memfd:") {
         let seals = fcntl(file, FcntlArg::F_GET_SEALS).context("fcntl F_GET_SEALS")?;
         return Ok(SharedKind::Memfd {
@@ -132,9 +164,6 @@ fn kind_of(file: &OwnedFd, stat: &FileStat) -> Result<SharedKind> {
     if name == b"/dev/zero" {
         return Ok(SharedKind::Anonymous); // shmem_zero_setup(), mm/shmem.c
     }
-    if name.starts_with(b"/SYSV") {
-        bail!("is System V shared memory, which cryopod does not carry yet");
-    }
     bail!(
         "is shared memory of a driver ({}), which cryopod does not carry",
         String::from_utf8_lossy(name)
@@ -142,18 +171,15 @@ fn kind_of(file: &OwnedFd, stat: &FileStat) -> Result<SharedKind> {
 }
 
 /// As a file of tmpfs it cannot be sealed any more (F_GET_SEALS).
-fn kind_of_deleted(file: &OwnedFd, stat: &FileStat) -> Result<SharedKind> {
+fn kind_of_deleted(stat: &FileStat, link: &[u8]) -> SharedKind {
     const NAME_MAX: usize = 249; // memfd_create(2)
-    let link = readlink(own_path(file.as_fd()).as_str())
-        .context("readlink /proc/self/fd/N")?
-        .into_vec();
-    let path = link.strip_suffix(b" (deleted)").unwrap_or(&link);
+    let path = link.strip_suffix(b" (deleted)").unwrap_or(link);
     let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
-    Ok(SharedKind::Memfd {
+    SharedKind::Memfd {
         name: name[..name.len().min(NAME_MAX)].to_vec(),
         seals: SealFlag::F_SEAL_SEAL.bits().cast_unsigned(),
         mode: stat.st_mode,
-    })
+    }
 }
 
 /// A description of our own that can be read, whatever the access mode of the process's. Where the mode of the memfd forbids
@@ -181,7 +207,7 @@ pub fn make_memfd(object: &SharedObject) -> Result<OwnedFd> {
             sized_memfd(name, MFD_EXEC, mode, object.size)
                 .or_else(|_| sized_memfd(name, MFdFlags::empty(), mode, object.size))
         }
-        SharedKind::Anonymous => bail!("is not a memfd"),
+        SharedKind::Anonymous | SharedKind::SystemV(_) => bail!("is not a memfd"),
     }
 }
 

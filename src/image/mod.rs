@@ -12,6 +12,7 @@ pub mod file;
 pub mod header;
 mod index;
 mod input;
+mod ipc;
 pub mod lineage;
 mod output;
 mod pace;

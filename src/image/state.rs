@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use super::ipc::{Ipc, Segment};
 pub use super::settings::{ControlGroup, Dispatch, Filter, MemoryPolicy, ProcessSettings, ThreadSettings};
 pub use super::terminals::{ControllingTerminal, End, Input, Line, Pty, Stopped, Waiting};
 
@@ -241,6 +242,8 @@ pub enum SharedKind {
     Memfd { name: Name, seals: u32, mode: u32 },
     /// A file as it was, which a thaw makes a memfd of where it needs one. Nobody writes to it.
     Copy { name: Name, mode: u32 },
+    /// System V shared memory, which is there by its id, attached or not.
+    SystemV(Segment),
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -424,6 +424,9 @@ fn check_object(object: &SharedObject) -> Checked {
     })?;
     match &object.kind {
         SharedKind::Anonymous => Ok(()),
+        SharedKind::SystemV(segment) => ensure(segment.ipc.id >= 0 && segment.creator >= 0, || {
+            format!("no segment has the id {}", segment.ipc.id)
+        }),
         SharedKind::Memfd { name, .. } => check_name(name, "a memfd"),
         SharedKind::Copy { name, .. } => check_name(name, "the copy of a file"),
     }

@@ -19,6 +19,8 @@ use crate::image::state::{Backing, Memory, Process, Vma};
 pub struct MappedFds<'a> {
     pub files: HashMap<(u32, bool), BorrowedFd<'a>>,
     pub shared: HashMap<(u32, bool), BorrowedFd<'a>>,
+    /// System V shared memory, which is attached by its id: that, and its size.
+    pub segments: HashMap<u32, (i32, u64)>,
 }
 
 /// Whether the mapping needs a descriptor for writing: it is shared and may be made writable ("mw", VM_MAYWRITE).
@@ -150,6 +152,51 @@ pub fn verify_vdso(memory: &Memory, actual: &[(String, u64, u64)]) -> Result<()>
 }
 
 fn map(script: &mut Script<'_>, vma: &Vma, fds: &MappedFds<'_>, marked_later: bool) -> Result<()> {
+    let segment = match vma.backing {
+        Backing::Shared { object, offset } => fds.segments.get(&object).map(|segment| (*segment, offset)),
+        _ => None,
+    };
+    match segment {
+        Some((segment, offset)) => attach(script, vma, segment, offset)?,
+        None => map_by_descriptor(script, vma, fds)?,
+    }
+    if let Some(policy) = &vma.policy {
+        settings::bind(script, vma.start, vma.end - vma.start, policy)?;
+    }
+    advise(script, vma, marked_later)
+}
+
+/// shmat(2), which attaches all of a segment: of one that was unmapped in part, a piece is moved to its place.
+fn attach(script: &mut Script<'_>, vma: &Vma, (id, size): (i32, u64), offset: u64) -> Result<()> {
+    const READ_WRITE: u8 = 3;
+    let (flags, prot) = match needs_write(vma) {
+        true => (0, READ_WRITE),
+        false => (libc::SHM_RDONLY, 1),
+    };
+    let (len, size) = (vma.end - vma.start, size.next_multiple_of(arch::PAGE_SIZE));
+    if (offset, len) == (0, size) {
+        script.call("shmat", libc::SYS_shmat, [id.into(), vma.start.into(), flags.into()])?;
+    } else {
+        let at = script.ask("shmat", libc::SYS_shmat, [id.into(), 0u64.into(), flags.into()])?;
+        let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        let args = [
+            (at + offset).into(),
+            len.into(),
+            len.into(),
+            how.into(),
+            vma.start.into(),
+        ];
+        script.call("mremap", libc::SYS_mremap, args)?;
+        munmap(script, at, size)?;
+    }
+    if vma.prot != prot {
+        let args = [vma.start.into(), len.into(), i32::from(vma.prot).into()];
+        script.call("mprotect", libc::SYS_mprotect, args)?;
+    }
+    Ok(())
+}
+
+fn map_by_descriptor(script: &mut Script<'_>, vma: &Vma, fds: &MappedFds<'_>) -> Result<()> {
     let (fd, offset) = match vma.backing {
         Backing::Anonymous => (-1, 0),
         Backing::File { file, offset } => (
@@ -189,10 +236,7 @@ fn map(script: &mut Script<'_>, vma: &Vma, fds: &MappedFds<'_>, marked_later: bo
         let args = [vma.start.into(), len.into(), i32::from(vma.prot).into()];
         script.call("mprotect", libc::SYS_mprotect, args)?;
     }
-    if let Some(policy) = &vma.policy {
-        settings::bind(script, vma.start, len, policy)?;
-    }
-    advise(script, vma, marked_later)
+    Ok(())
 }
 
 /// Memory that never had a page is no longer accounted once it is not writable (mprotect_fixup(), mm/mprotect.c). So it gets one, and

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use super::maps::needs_write;
 use crate::fd::make_memfd;
 use crate::image::state::{Backing, SharedKind, SharedObject, Snapshot};
+use crate::sysv::segments::{self, Attached};
 
 /// The shared objects of an image, of their recorded size and empty.
 pub struct SharedMemory {
@@ -20,15 +21,23 @@ pub struct SharedMemory {
     writers: HashMap<u32, OwnedFd>,
     /// Read-only descriptions for mappings that could never be made writable (no "mw" in their flags).
     read_only: HashMap<u32, File>,
+    /// System V segments, by index.
+    segments: HashMap<u32, Attached>,
 }
 
 impl SharedMemory {
     /// `is_needed` tells which copies of files.
     pub fn make(snapshot: &Snapshot, is_needed: impl Fn(u32) -> bool) -> Result<Self> {
-        let mut writers = HashMap::new();
+        let (mut writers, mut segments) = (HashMap::new(), HashMap::new());
         let mut make = |(index, object): (u32, &SharedObject)| match &object.kind {
             SharedKind::Memfd { .. } => make_memfd(object),
             SharedKind::Anonymous => make_anonymous(object.size),
+            SharedKind::SystemV(segment) => {
+                let (file, attached) = segments::make(segment, object.size)
+                    .with_context(|| format!("System V shared memory {}", segment.ipc.id))?;
+                segments.insert(index, attached);
+                Ok(file)
+            }
             SharedKind::Copy { .. } if !is_needed(index) => {
                 let null = OpenOptions::new().read(true).write(true).open("/dev/null");
                 Ok(null.context("open /dev/null")?.into())
@@ -61,7 +70,13 @@ impl SharedMemory {
             objects,
             writers,
             read_only,
+            segments,
         })
+    }
+
+    /// What was made anew stays, whoever comes and goes.
+    pub fn keep(&mut self) {
+        self.segments.values_mut().for_each(Attached::keep);
     }
 
     /// The doors for the content of copies of files, which must be closed before one of them becomes an executable.

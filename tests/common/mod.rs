@@ -206,7 +206,9 @@ pub fn state(pid: i32) -> Option<char> {
 /// Before a thaw traces the process it is a copy of thaw, and after that it is traced until it is let go.
 fn runs_by_itself(pid: i32) -> bool {
     let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-    exe != Path::new(CRYOPOD) && status(pid, "TracerPid").as_deref() == Some("0")
+    // Thaw has processes of its own under these ids for a moment, which are zombies before it waits for them.
+    let is_thaws = exe == Path::new(CRYOPOD) || status(pid, "Name").as_deref() == Some("cryopod");
+    !is_thaws && status(pid, "TracerPid").as_deref() == Some("0")
 }
 
 fn parent(pid: i32) -> Option<i32> {

@@ -301,6 +301,7 @@ fn limit(limit: &Rlimit) -> LimitReport {
 fn object((object, amount): (&SharedObject, &Amount)) -> ObjectReport {
     let (kind, name) = match &object.kind {
         SharedKind::Anonymous => ("anonymous", String::new()),
+        SharedKind::SystemV(segment) => ("System V", segment.ipc.id.to_string()),
         SharedKind::Memfd { name, .. } => ("memfd", text(name)),
         SharedKind::Copy { name, .. } => ("file", text(name)),
     };

@@ -1,0 +1,186 @@
+//! Shared memory segments: looked into, and made again or found again under their ids.
+
+use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use super::as_process::as_process;
+use super::{Row, can_set_next_id, shm, table, with_id};
+use crate::image::state::{Segment, SharedKind, SharedObject, Snapshot};
+use crate::refusal::Refusal;
+
+/// The facts of a segment, and its size in bytes, as the kernel lists it.
+pub fn find(id: i32) -> Result<Option<(Segment, u64)>> {
+    Ok(table("shm")?
+        .iter()
+        .find(|row| row.get("shmid") == i64::from(id))
+        .map(facts))
+}
+
+fn facts(row: &Row) -> (Segment, u64) {
+    let segment = Segment {
+        ipc: row.ipc("shmid"),
+        creator: i32::try_from(row.get("cpid")).unwrap_or(0),
+    };
+    (segment, row.get("size").cast_unsigned())
+}
+
+/// Segments that nobody has attached: the id, by whom it was made, and when it was changed last, in seconds since 1970.
+pub fn unattached() -> Result<Vec<(i32, i64, i64)>> {
+    let all = table("shm")?;
+    let unattached = all.iter().filter(|row| row.get("nattch") == 0);
+    Ok(unattached
+        .map(|row| (row.ipc("shmid").id, row.get("cpid"), row.get("ctime")))
+        .collect())
+}
+
+/// Its memory as a file, for those with CAP_CHECKPOINT_RESTORE.
+pub fn open(id: i32) -> Result<OwnedFd> {
+    let attached = Attached::of(id, libc::SHM_RDONLY)?;
+    attached.open(false)
+}
+
+/// One that we have attached. Dropped before it is [kept](Self::keep), a new one is removed again.
+pub struct Attached {
+    id: i32,
+    addr: u64,
+    len: u64,
+    is_new: bool,
+}
+
+impl Attached {
+    fn of(id: i32, flags: i32) -> Result<Self> {
+        let len = find(id)?.with_context(|| format!("shared memory {id} is gone"))?.1;
+        Ok(Attached {
+            id,
+            addr: shm::attach(id, flags).context("shmat")?,
+            len,
+            is_new: false,
+        })
+    }
+
+    fn open(&self, write: bool) -> Result<OwnedFd> {
+        const PAGE: u64 = 4096;
+        let end = self.addr + self.len.next_multiple_of(PAGE);
+        let path = format!("/proc/self/map_files/{:x}-{end:x}", self.addr);
+        let opened = OpenOptions::new().read(true).write(write).open(&path);
+        Ok(opened.with_context(|| format!("open {path}"))?.into())
+    }
+
+    pub fn keep(&mut self) {
+        self.is_new = false;
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // SAFETY: attached by us, and nothing refers to it.
+        let _gone = unsafe { shm::detach(self.addr) };
+        if self.is_new {
+            let _gone = shm::remove(self.id);
+        }
+    }
+}
+
+/// The segments among the shared objects, by index, with their sizes.
+pub fn all(snapshot: &Snapshot) -> impl Iterator<Item = (u32, &Segment, u64)> {
+    let objects = (0..).zip(&snapshot.shared_objects);
+    objects.filter_map(|(index, object): (u32, &SharedObject)| match &object.kind {
+        SharedKind::SystemV(segment) => Some((index, segment, object.size)),
+        _ => None,
+    })
+}
+
+/// What stands against them here; nothing is made yet.
+pub fn check(snapshot: &Snapshot) -> Result<Vec<Refusal>> {
+    let mut refusals = Vec::new();
+    if all(snapshot).next().is_none() {
+        return Ok(refusals);
+    }
+    let pid = snapshot.processes.first().map_or(0, |process| process.pid);
+    let here = table("shm")?;
+    for (_, segment, size) in all(snapshot) {
+        let object = format!("System V shared memory {}", segment.ipc.id);
+        if let Some((reason, remedy)) = against(segment, size, &here) {
+            refusals.push(Refusal::new(pid, object, reason, remedy));
+        }
+    }
+    Ok(refusals)
+}
+
+fn against(segment: &Segment, size: u64, here: &[Row]) -> Option<(String, String)> {
+    let Segment { ipc, .. } = segment;
+    if let Some(row) = here.iter().find(|row| row.ipc("shmid").id == ipc.id) {
+        let attached = row.get("nattch");
+        return match (is_same(segment, size, row), attached) {
+            (true, 0) => None,
+            (true, _) => Some((
+                format!("is attached by others ({attached} times), who would see it change"),
+                "end them first".into(),
+            )),
+            (false, _) => Some((
+                format!("is another one here, with key {:#x}", row.ipc("shmid").key),
+                format!("remove that first (ipcrm -m {})", ipc.id),
+            )),
+        };
+    }
+    if let Some(row) = here.iter().find(|row| ipc.key != 0 && row.ipc("shmid").key == ipc.key) {
+        let other = row.ipc("shmid").id;
+        let reason = format!("has the key {:#x}, which {other} has here", ipc.key);
+        return Some((reason, format!("remove that first (ipcrm -m {other})")));
+    }
+    (!can_set_next_id("shm")).then(|| {
+        let reason = "cannot be given its id (kernel.shm_next_id)".into();
+        (
+            reason,
+            "run thaw as root, on a kernel with CONFIG_CHECKPOINT_RESTORE".into(),
+        )
+    })
+}
+
+/// Whether it is still the one that was frozen. One that is to be destroyed has been, when the last had gone.
+fn is_same(segment: &Segment, size: u64, row: &Row) -> bool {
+    let found = facts(row);
+    let of = |segment: &Segment| (segment.ipc.key, segment.ipc.cuid, segment.ipc.cgid, segment.creator);
+    found.1 == size && of(&found.0) == of(segment)
+}
+
+/// The segment, empty, and its memory as a file; it was [checked](check).
+pub fn make(segment: &Segment, size: u64) -> Result<(OwnedFd, Attached)> {
+    let Segment { ipc, creator } = segment;
+    let is_new = find(ipc.id)?.is_none();
+    if is_new {
+        let create = || shm::create(ipc.key, size, ipc.mode);
+        let create = || as_process(*creator, (ipc.cuid, ipc.cgid), create).context("shmget");
+        with_id("shm", ipc.id, create, |id| shm::remove(id).context("shmctl IPC_RMID"))?;
+    }
+    let mut attached = Attached::of(ipc.id, 0)?;
+    attached.is_new = is_new;
+    shm::set(ipc).context("shmctl IPC_SET")?;
+    let file = attached.open(true)?;
+    if !is_new {
+        let len = i64::try_from(size).context("the size of a segment")?;
+        fallocate(
+            &file,
+            FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+            0,
+            len,
+        )
+        .context("empty a segment")?;
+    }
+    if ipc.mode & shm::LOCKED != 0 {
+        match shm::lock(ipc.id) {
+            Ok(()) | Err(Errno::EPERM) => {} // told by nobody: memory that is not locked holds the same
+            Err(errno) => return Err(errno).context("shmctl SHM_LOCK"),
+        }
+    }
+    if ipc.mode & shm::DEST != 0 {
+        // It lives for as long as somebody has it attached, and goes with us should we fail.
+        shm::remove(ipc.id).context("shmctl IPC_RMID")?;
+        attached.is_new = false;
+    }
+    Ok((file, attached))
+}
