@@ -5,7 +5,7 @@
 //! thaw     decode → plan → rebuild → resume
 //! ```
 //! `tracer` stops tasks and runs system calls in them; `collect` gathers facts, `describe` turns facts into a
-//! [`image::state::Snapshot`] or into refusals; `image` writes and reads the file; `fd` knows the kinds of descriptors;
+//! [`image::state::Snapshot`] or into refusals; `image` writes and reads the file; `fd` knows the kinds of descriptors, `sysv` the System V objects;
 //! `resurrect` rebuilds a process around a tiny stub; `arch` holds what differs by CPU. ARCHITECTURE.md tells the reasons.
 
 #[cfg(not(target_os = "linux"))]

@@ -248,7 +248,10 @@ impl MemoryCopy {
         let stop = self.task.wait_until(Instant::now() + PATIENCE)?;
         stop.ok_or_else(|| Error::Unexpected {
             tid: self.task.tid(),
-            what: "a copy does not run a call: is its control group frozen?".into(),
+            what: format!(
+                "a copy does not run a call: is its control group frozen? It {}",
+                whereabouts(self.task.tid())
+            ),
         })
     }
 
@@ -335,4 +338,18 @@ fn dead_copy(proc: &ProcDir) -> Option<i64> {
     let status = super::proc::Status(proc.read("status").ok()?);
     let number = || status.field("NSpid")?.split_whitespace().last()?.parse().ok();
     marked.then(number).flatten()
+}
+
+/// What a task does instead of going on, as /proc shows it; the stack to root only (proc_pid_stack(5)).
+fn whereabouts(tid: Pid) -> String {
+    let line = |name: &str| {
+        std::fs::read_to_string(format!("/proc/{tid}/{name}")).unwrap_or_else(|error| format!("({error})"))
+    };
+    let status = line("status");
+    let state = status
+        .lines()
+        .find(|line| line.starts_with("State:"))
+        .unwrap_or("has no state");
+    let stack: Vec<String> = line("stack").lines().map(str::trim).map(str::to_owned).collect();
+    format!("is in {state}, waits in {}, stack {}", line("wchan"), stack.join(" < "))
 }
