@@ -34,4 +34,4 @@ pub use error::Error;
 mod hostile;
 #[cfg(test)]
 #[path = "../../tests/image_sample/mod.rs"]
-mod sample;
+pub(crate) mod sample;

@@ -7,8 +7,9 @@ use anyhow::{Context, Result};
 use nix::unistd::{Gid, Uid, User, getgrouplist, getgroups, setfsgid, setfsuid, setgroups};
 
 use super::Source;
-use crate::image::state::{Process, Snapshot};
+use crate::image::state::{Ipc, Process, Segment, Snapshot};
 use crate::refusal::Refusal;
+use crate::sysv::segments;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Trust {
@@ -47,7 +48,8 @@ pub fn against(snapshot: &Snapshot, owner: Option<Owner>, trust: Trust) -> Vec<R
         let Some(owner) = untrusted(owner, trust) else {
             return Vec::new();
         };
-        return processes.filter_map(|process| against_rights(process, owner)).collect();
+        let of_processes = processes.filter_map(|process| against_rights(process, owner));
+        return of_processes.chain(against_segments(snapshot, owner)).collect();
     }
     processes
         .filter_map(|process| against_setuid(snapshot, process))
@@ -119,6 +121,25 @@ fn against_rights(process: &Process, owner: Owner) -> Option<Refusal> {
     Some(Refusal::new(process.pid, "the image file", reason, remedy))
 }
 
+/// Shared memory that is there by its id would be overwritten, whoever has it.
+fn against_segments(snapshot: &Snapshot, owner: Owner) -> Vec<Refusal> {
+    let pid = snapshot.processes.first().map_or(0, |process| process.pid);
+    let of_others = segments::all(snapshot).filter(|(_, segment, _)| {
+        let Ipc { uid, cuid, .. } = segment.ipc;
+        owner.uid == 0 || uid != owner.uid || cuid != owner.uid
+    });
+    let refusal = |(_, segment, _): (u32, &Segment, u64)| {
+        let object = format!("System V shared memory {}", segment.ipc.id);
+        let reason = format!(
+            "is another user's than the image file, which is uid {}'s or can be written by others",
+            owner.uid
+        );
+        let remedy = "if you know where it comes from, thaw it with --trust, or make it root's with mode 0600";
+        Refusal::new(pid, object, reason, remedy)
+    };
+    of_others.map(refusal).collect()
+}
+
 fn against_setuid(snapshot: &Snapshot, process: &Process) -> Option<Refusal> {
     let exe = snapshot.files.get(process.exe as usize)?;
     let changes_id = exe.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
@@ -136,4 +157,36 @@ fn against_setuid(snapshot: &Snapshot, process: &Process) -> Option<Refusal> {
             "run thaw as root",
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::state::{SharedKind, SharedObject};
+
+    #[test]
+    fn a_segment_of_somebody_else_is_not_for_the_owner_of_the_file() {
+        let mut snapshot = crate::image::sample::snapshot(1, 1);
+        let owner = Owner {
+            uid: 1000,
+            writable_by_others: false,
+        };
+        let mut with = |uid, cuid| {
+            let segment = Segment {
+                ipc: Ipc {
+                    id: 5,
+                    uid,
+                    cuid,
+                    ..Ipc::default()
+                },
+                creator: 1,
+            };
+            snapshot.shared_objects = vec![SharedObject {
+                kind: SharedKind::SystemV(segment),
+                size: 4096,
+            }];
+            against_segments(&snapshot, owner).len()
+        };
+        assert_eq!((with(1000, 1000), with(0, 1000), with(1000, 0)), (0, 1, 1));
+    }
 }
