@@ -58,6 +58,15 @@ class Screen:
         self.type('\x03')
         self.expect(r'\$ ')
 
+    def stop_and_go_on(self, job=''):
+        """cat in the foreground of a shell, by ^Z and fg."""
+        self.type('cat\n')
+        time.sleep(0.1)
+        self.type('\x1a')
+        self.expect(r'Stopped.*\r\n(.*\r)?.*\$ ')
+        self.ask(f'fg{job}', rf'fg{job}\r\n(.*\r)?cat\r\n')
+        self.interrupt()
+
     def freeze(self, *options, code=0):
         freeze = subprocess.run([cryopod, 'freeze', str(self.program), '--no-sync', '-o', image, *options], capture_output=True, text=True)
         assert freeze.returncode == code, freeze.stderr
@@ -160,12 +169,7 @@ def dash():
         shell.ask('f y', 'f-41-y')
         shell.ask('jobs', r'Running')
         shell.expect(r'\$ ')
-    shell.type('cat\n')
-    time.sleep(0.1)
-    shell.type('\x1a')
-    shell.expect(r'Stopped.*\r\n\$ ')
-    shell.ask('fg %2', r'fg %2\r\ncat\r\n')
-    shell.interrupt()
+    shell.stop_and_go_on(' %2')
     shell.ask('kill %1; exit 3', '')
     shell.end(3)
 
@@ -292,12 +296,7 @@ def script():
         recorder.ask('stty size', f'{30 + turn} {80 + turn}')
         recorder.expect(r'\$ ')
         recorder.ask('tty', terminal)
-        recorder.type('cat\n')
-        time.sleep(0.1)
-        recorder.type('\x1a')
-        recorder.expect(r'Stopped.*\r\n(.*\r)?.*\$ ')
-        recorder.ask('fg', r'fg\r\n(.*\r)?cat\r\n')
-        recorder.interrupt()
+        recorder.stop_and_go_on()
     recorder.ask('kill %1; exit 6', 'exit')
     recorder.end(0)
     with open('log') as log:
@@ -337,12 +336,7 @@ def named():
     assert thaw.returncode == 0 and not thaw.stderr, thaw.stderr
     os.close(slave)
     shell.ask('echo "x is $x"', 'x is 41')
-    shell.type('cat\n')
-    time.sleep(0.1)
-    shell.type('\x1a')
-    shell.expect(r'Stopped.*\r\n(.*\r)?.*\$ ')
-    shell.ask('fg', r'fg\r\n(.*\r)?cat\r\n')
-    shell.interrupt()
+    shell.stop_and_go_on()
     shell.ask('exit', 'exit')
     deadline = time.time() + 30
     while os.path.exists(f'/proc/{shell.program}'):
