@@ -37,7 +37,7 @@ impl MadePty {
     }
 }
 
-/// All of an image, in its order, with what waits in them. What only its owner should meet comes at the end, by [`finish`].
+/// All of an image, in its order, with what waits in them. What only its owner should meet comes at the end, by `finish`.
 pub fn make_all(snapshot: &Snapshot) -> Result<Vec<MadePty>> {
     let each = snapshot.ptys.iter();
     each.map(|pty| make(pty).with_context(|| format!("the pseudo-terminal /dev/pts/{}", pty.number)))

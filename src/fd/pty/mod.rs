@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{FileStat, major, stat};
+use nix::sys::termios::tcgetattr;
 use serde::{Deserialize, Serialize};
 
 use super::kind::{Kind, Probe, Unfit};
@@ -45,18 +46,19 @@ impl Tty {
         if file_type(stat) != libc::S_IFCHR {
             return Ok(None);
         }
-        if let Ok(number) = pty::number(file) {
-            return Ok(Some(Tty::Master(number)));
-        }
-        match pty::device(file) {
-            Ok((major, minor)) if is_slave(major) => Ok(Some(Tty::Slave(minor))),
-            Ok(_) => Ok(Some(Tty::Other)),
+        match tcgetattr(file) {
+            Ok(_) => {}
             // hung_up_tty_ioctl(), drivers/tty/tty_io.c.
             Err(Errno::EIO) if is_slave(major(stat.st_rdev) as u32) || stat.st_rdev == libc::makedev(5, 0) => {
-                Ok(Some(Tty::HungUp))
+                return Ok(Some(Tty::HungUp));
             }
-            Err(_) => Ok(None),
+            Err(_) => return Ok(None),
         }
+        Ok(Some(match (pty::number(file), pty::device(file)) {
+            (Ok(number), _) => Tty::Master(number),
+            (Err(_), Ok((major, minor))) if is_slave(major) => Tty::Slave(minor),
+            (Err(_), _) => Tty::Other,
+        }))
     }
 }
 
