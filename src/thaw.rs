@@ -119,6 +119,8 @@ fn thaw_from<R: Read>(
     warnings.extend_from_slice(&decided.warnings);
 
     let mut made = trust::with_rights_over_files(owner, options.trust, || make(&snapshot, decided))??;
+    let renumbered = made.ptys.iter().zip(&snapshot.ptys);
+    warnings.extend(renumbered.filter_map(|(made, wanted)| made.note(wanted)));
     let copies = Copies::of(made.shared_memory.take_writers());
     let brought = bring_back(&snapshot, &made, copies, reader, options, progress);
     let Brought {

@@ -24,7 +24,7 @@ class Screen:
                 os.execvp(argv[0], argv)
             finally:
                 os._exit(127)
-        self.seen = ''
+        self.seen, self.log = '', ''  # what is still to be looked at, and all since the last thaw
         self.resize(*size)
 
     def resize(self, rows, columns):
@@ -33,7 +33,8 @@ class Screen:
     def read(self, seconds):
         if select.select([self.fd], [], [], seconds)[0]:
             try:
-                self.seen += os.read(self.fd, 65536).decode(errors='replace')
+                came = os.read(self.fd, 65536).decode(errors='replace')
+                self.seen, self.log = self.seen + came, self.log + came
             except OSError:  # nobody is at the other side any more
                 return False
         return True
@@ -295,7 +296,11 @@ def script():
         recorder.ask('jobs', 'Running')
         recorder.ask('stty size', f'{30 + turn} {80 + turn}')
         recorder.expect(r'\$ ')
-        recorder.ask('tty', terminal)
+        # Somebody else may have taken the number meanwhile, and then that was said.
+        now = recorder.ask('tty', r'(/dev/pts/\d+)').group(1)
+        while now != terminal and f'{terminal} is taken here' not in recorder.log:
+            assert recorder.read(20), recorder.log
+        terminal = now
         recorder.stop_and_go_on()
     recorder.ask('kill %1; exit 6', 'exit')
     recorder.end(0)

@@ -31,6 +31,13 @@ impl MadePty {
         pty::open_slave(&self.pair.master, flags).context("TIOCGPTPEER")
     }
 
+    /// What is to be said of one that is not `wanted` by its number.
+    pub fn note(&self, wanted: &Pty) -> Option<String> {
+        let number = pty::number(&self.pair.master).ok()?;
+        let wanted = wanted.number;
+        (number != wanted).then(|| format!("/dev/pts/{wanted} is taken here: that terminal is /dev/pts/{number} now"))
+    }
+
     /// For whose controlling terminal it is.
     pub fn slave(&self) -> BorrowedFd<'_> {
         self.pair.slave.as_fd()
