@@ -24,9 +24,15 @@ pub fn deleted_files(process: &ProcDir) -> Result<HashSet<(u64, u64)>> {
 
 fn is_deleted_file(area: &Area) -> bool {
     let name = &area.name;
-    let is_file = ["/memfd:", "/dev/zero (deleted)", "/SYSV", "/[aio]", "/secretmem"]
-        .iter()
-        .all(|other| !name.starts_with(other.as_bytes()));
+    let is_file = [
+        b"/memfd:",
+        b"/dev/zero (deleted)".as_slice(),
+        SYSTEM_V_PREFIX,
+        b"/[aio]",
+        b"/secretmem",
+    ]
+    .iter()
+    .all(|other| !name.starts_with(other));
     area.shared && is_file && name.starts_with(b"/") && name.ends_with(b" (deleted)")
 }
 

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use super::maps::needs_write;
 use crate::fd::make_memfd;
 use crate::image::state::{Backing, SharedKind, SharedObject, Snapshot};
+use crate::sys::fds::open_own_mapping;
 use crate::sysv::segments::{self, Attached};
 
 /// The shared objects of an image, of their recorded size and empty.
@@ -118,8 +119,7 @@ impl SharedMemory {
     }
 }
 
-/// Anonymous shared memory has no name to open, but the link in map_files of one who has it mapped (CAP_CHECKPOINT_RESTORE,
-/// proc_map_files_get_link()). Our mapping goes at once; the descriptor keeps the object.
+/// Anonymous shared memory has no name to open, but the mapping of one who has it. Ours goes at once; the descriptor keeps the object.
 fn make_anonymous(size: u64) -> Result<OwnedFd> {
     ensure!(
         size > 0 && size < crate::arch::TASK_SIZE,
@@ -135,13 +135,8 @@ fn make_anonymous(size: u64) -> Result<OwnedFd> {
     if addr == libc::MAP_FAILED {
         return Err(Errno::last()).context("mmap");
     }
-    let path = format!(
-        "/proc/self/map_files/{:x}-{:x}",
-        addr as u64,
-        addr as u64 + size.next_multiple_of(4096)
-    );
-    let opened = OpenOptions::new().read(true).write(true).open(&path);
+    let opened = open_own_mapping(addr as u64, size.next_multiple_of(crate::arch::PAGE_SIZE), true);
     // SAFETY: the mapping made above, to which nothing refers.
     unsafe { libc::munmap(addr, len) };
-    Ok(opened.with_context(|| format!("open {path}"))?.into())
+    Ok(opened.context("open what we mapped (/proc/self/map_files)")?.into())
 }

@@ -1,6 +1,7 @@
 //! System calls about descriptors that nix does not wrap, one function each.
 
 use std::cmp::Ordering;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -84,6 +85,13 @@ pub fn bytes_waiting(fd: BorrowedFd<'_>) -> io::Result<usize> {
     // SAFETY: FIONREAD writes one int.
     done(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut count) })?;
     Ok(usize::try_from(count).unwrap_or(0))
+}
+
+/// What backs a shared mapping of our own, which may have no other name: the link in map_files (CAP_CHECKPOINT_RESTORE,
+/// proc_map_files_get_link(), fs/proc/base.c). `len` is in whole pages.
+pub fn open_own_mapping(start: u64, len: u64, write: bool) -> io::Result<File> {
+    let path = format!("/proc/self/map_files/{start:x}-{:x}", start + len);
+    File::options().read(true).write(write).open(path)
 }
 
 /// timerfd_create(2), for any clock.

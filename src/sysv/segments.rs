@@ -1,6 +1,5 @@
 //! Shared memory segments: looked into, and made again or found again under their ids.
 
-use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
@@ -9,8 +8,10 @@ use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::as_process::as_process;
 use super::{Row, can_set_next_id, shm, table, with_id};
+use crate::arch::PAGE_SIZE;
 use crate::image::state::{Segment, SharedKind, SharedObject, Snapshot};
 use crate::refusal::Refusal;
+use crate::sys::fds::open_own_mapping;
 
 /// The facts of a segment, and its size in bytes, as the kernel lists it.
 pub fn find(id: i32) -> Result<Option<(Segment, u64)>> {
@@ -28,46 +29,60 @@ fn facts(row: &Row) -> (Segment, u64) {
     (segment, row.get("size").cast_unsigned())
 }
 
-/// Segments that nobody has attached: the id, by whom it was made, and when it was changed last, in seconds since 1970.
-pub fn unattached() -> Result<Vec<(i32, i64, i64)>> {
+/// A segment that nobody has attached.
+pub struct Unattached {
+    pub id: i32,
+    size: u64,
+    pub creator: i32,
+    /// In seconds since 1970.
+    pub changed: i64,
+}
+
+pub fn unattached() -> Result<Vec<Unattached>> {
     let all = table("shm")?;
     let unattached = all.iter().filter(|row| row.get("nattch") == 0);
     Ok(unattached
-        .map(|row| (row.ipc("shmid").id, row.get("cpid"), row.get("ctime")))
+        .map(|row| {
+            let (segment, size) = facts(row);
+            Unattached {
+                id: segment.ipc.id,
+                size,
+                creator: segment.creator,
+                changed: row.get("ctime"),
+            }
+        })
         .collect())
 }
 
-/// Its memory as a file, for those with CAP_CHECKPOINT_RESTORE.
-pub fn open(id: i32) -> Result<OwnedFd> {
-    let attached = Attached::of(id, libc::SHM_RDONLY)?;
-    attached.open(false)
+impl Unattached {
+    /// Its memory as a file, for those with CAP_CHECKPOINT_RESTORE.
+    pub fn open(&self) -> Result<OwnedFd> {
+        Attached::of(self.id, self.size, libc::SHM_RDONLY)?.open(false)
+    }
 }
 
 /// One that we have attached. Dropped before it is [kept](Self::keep), a new one is removed again.
 pub struct Attached {
     id: i32,
     addr: u64,
+    /// In whole pages.
     len: u64,
     is_new: bool,
 }
 
 impl Attached {
-    fn of(id: i32, flags: i32) -> Result<Self> {
-        let len = find(id)?.with_context(|| format!("shared memory {id} is gone"))?.1;
+    fn of(id: i32, size: u64, flags: i32) -> Result<Self> {
         Ok(Attached {
             id,
             addr: shm::attach(id, flags).context("shmat")?,
-            len,
+            len: size.next_multiple_of(PAGE_SIZE),
             is_new: false,
         })
     }
 
     fn open(&self, write: bool) -> Result<OwnedFd> {
-        const PAGE: u64 = 4096;
-        let end = self.addr + self.len.next_multiple_of(PAGE);
-        let path = format!("/proc/self/map_files/{:x}-{end:x}", self.addr);
-        let opened = OpenOptions::new().read(true).write(write).open(&path);
-        Ok(opened.with_context(|| format!("open {path}"))?.into())
+        let opened = open_own_mapping(self.addr, self.len, write);
+        Ok(opened.context("open what we attached (/proc/self/map_files)")?.into())
     }
 
     pub fn keep(&mut self) {
@@ -157,7 +172,7 @@ pub fn make(segment: &Segment, size: u64) -> Result<(OwnedFd, Attached)> {
         let create = || as_process(*creator, (ipc.cuid, ipc.cgid), create).context("shmget");
         with_id("shm", ipc.id, create, |id| shm::remove(id).context("shmctl IPC_RMID"))?;
     }
-    let mut attached = Attached::of(ipc.id, 0)?;
+    let mut attached = Attached::of(ipc.id, size, 0)?;
     attached.is_new = is_new;
     shm::set(ipc).context("shmctl IPC_SET")?;
     let file = attached.open(true)?;

@@ -111,14 +111,19 @@ fn against_rights(process: &Process, owner: Owner) -> Option<Refusal> {
         (_, _, true) => "capabilities",
         _ => return None,
     };
-    let whose = if owner.writable_by_others {
+    let reason = format!("{}, and the program in it asks for {asks}", whose(owner));
+    Some(Refusal::new(process.pid, "the image file", reason, TRUST_IT))
+}
+
+const TRUST_IT: &str = "if you know where it comes from, thaw it with --trust, or make it root's with mode 0600";
+
+/// Of an image file, why it is not to be trusted.
+fn whose(owner: Owner) -> String {
+    if owner.writable_by_others {
         "can be written by others".into()
     } else {
         format!("is uid {}'s", owner.uid)
-    };
-    let reason = format!("{whose}, and the program in it asks for {asks}");
-    let remedy = "if you know where it comes from, thaw it with --trust, or make it root's with mode 0600";
-    Some(Refusal::new(process.pid, "the image file", reason, remedy))
+    }
 }
 
 /// Shared memory that is there by its id would be overwritten, whoever has it.
@@ -129,13 +134,9 @@ fn against_segments(snapshot: &Snapshot, owner: Owner) -> Vec<Refusal> {
         owner.uid == 0 || uid != owner.uid || cuid != owner.uid
     });
     let refusal = |(_, segment, _): (u32, &Segment, u64)| {
-        let object = format!("System V shared memory {}", segment.ipc.id);
-        let reason = format!(
-            "is another user's than the image file, which is uid {}'s or can be written by others",
-            owner.uid
-        );
-        let remedy = "if you know where it comes from, thaw it with --trust, or make it root's with mode 0600";
-        Refusal::new(pid, object, reason, remedy)
+        let asks = format!("another user's System V shared memory ({})", segment.ipc.id);
+        let reason = format!("{}, and the program in it asks for {asks}", whose(owner));
+        Refusal::new(pid, "the image file", reason, TRUST_IT)
     };
     of_others.map(refusal).collect()
 }
