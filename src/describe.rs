@@ -14,6 +14,7 @@ use crate::image::lineage::Lineage;
 use crate::image::pages::{Extent, Space};
 use crate::image::state::{ControllingTerminal, File, Filter, Memory, Name, Process, Pty, SharedKind, Snapshot, Vma};
 use crate::refusal::{Refusal, Refused};
+use crate::sys::pty::slave_number;
 
 /// What goes into the image: its state, and which memory.
 #[derive(Debug)]
@@ -104,11 +105,9 @@ pub fn describe(facts: Facts) -> Result<Described, Refused> {
 }
 
 /// The index of the pseudo-terminal that a device is, where it is one of these.
-fn inner_pty(ptys: &[Pty], (major, minor): (i32, i32)) -> Option<u32> {
-    // UNIX98_PTY_SLAVE_MAJOR, include/uapi/linux/major.h.
-    let found = ptys
-        .iter()
-        .position(|pty| major == 136 && i64::from(pty.number) == i64::from(minor));
+fn inner_pty(ptys: &[Pty], (major, minor): (u32, u32)) -> Option<u32> {
+    let number = slave_number(major, minor)?;
+    let found = ptys.iter().position(|pty| pty.number == number);
     found.and_then(|index| u32::try_from(index).ok())
 }
 

@@ -45,7 +45,7 @@ pub struct ProcessFacts {
     pub pgid: i32,
     pub sid: i32,
     /// Of one that leads a session: the device of its controlling terminal, major and minor, and the foreground process group there.
-    pub terminal: Option<((i32, i32), i32)>,
+    pub terminal: Option<((u32, u32), i32)>,
     pub exit_signal: i32,
     pub umask: u32,
     pub exe: (Name, Found),

@@ -209,7 +209,7 @@ fn member(
     let (mappings, later) = mappings(dir, &mut finder, &mut answers.memory_policies, pages)?;
     let member = Member {
         pid: process.pid().as_raw(),
-        process: process_facts(process, dir, exe, answers, (timers, semaphores))?,
+        process: process_facts(process, dir, exe, answers, timers, semaphores)?,
         surroundings: family.surroundings(process, threads[0].foreign_namespaces.clone()),
         mappings,
         threads,
@@ -348,7 +348,8 @@ fn process_facts(
     dir: &ProcDir,
     exe: (Name, Found),
     answers: Answers,
-    (posix_timers, semaphores): (Vec<PosixTimer>, &Semaphores),
+    posix_timers: Vec<PosixTimer>,
+    semaphores: &Semaphores,
 ) -> Result<ProcessFacts> {
     let stat = process::stat(dir)?;
     let stopped_by = process.group_stop();
@@ -356,7 +357,10 @@ fn process_facts(
         ppid: stat.ppid,
         pgid: stat.pgrp,
         sid: stat.session,
-        terminal: (stat.session == stat.pid && stat.tty_nr != 0).then(|| (stat.tty_nr(), stat.tpgid)),
+        terminal: (stat.session == stat.pid && stat.tty_nr != 0).then(|| {
+            let (major, minor) = stat.tty_nr();
+            ((major.cast_unsigned(), minor.cast_unsigned()), stat.tpgid)
+        }),
         exit_signal: stat.exit_signal.context("stat has no exit signal")?,
         umask: Status::of(dir)?.umask,
         exe,

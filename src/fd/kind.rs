@@ -9,7 +9,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::look::Look;
 use super::probe::Seen;
 use super::thaw::{Check, OwnerCall, ReopenContext};
-use crate::image::state::{Clocks, Description};
+use crate::image::state::{Description, Snapshot};
 
 /// A kind of description: what is recorded of it, and how it is made again.
 pub trait Kind: Sized + Serialize + DeserializeOwned {
@@ -31,7 +31,7 @@ pub trait Kind: Sized + Serialize + DeserializeOwned {
     }
 
     /// Thaw side: what must come last, just before the program goes on.
-    fn finish(&self, _file: BorrowedFd<'_>, _description: &Description, _clocks: &Clocks) -> Result<()> {
+    fn finish(&self, _file: BorrowedFd<'_>, _description: &Description, _snapshot: &Snapshot) -> Result<()> {
         Ok(())
     }
 }
@@ -104,8 +104,8 @@ macro_rules! kinds {
                 match self { $(AnyKind::$kind(kind) => kind.relink(numbers)),+ }
             }
 
-            pub fn finish(&self, file: BorrowedFd<'_>, description: &Description, clocks: &Clocks) -> Result<()> {
-                match self { $(AnyKind::$kind(kind) => kind.finish(file, description, clocks)),+ }
+            pub fn finish(&self, file: BorrowedFd<'_>, description: &Description, snapshot: &Snapshot) -> Result<()> {
+                match self { $(AnyKind::$kind(kind) => kind.finish(file, description, snapshot)),+ }
             }
         }
 

@@ -11,7 +11,7 @@ use super::fdinfo::FdInfo;
 use super::inputs::Inputs;
 use super::kind::{AnyKind, Probe, Unfit};
 use super::probe::{Seen, Source};
-use super::pty::{self, Tty};
+use super::pty;
 use super::{SharedObjects, identity, limit, refuse, stdio};
 use crate::image::state::{Description, FdEntry, FdTable, Pty};
 use crate::refusal::Refusal;
@@ -161,12 +161,7 @@ fn look_into_ptys(looked: &mut Looked, look: &Look<'_>) -> Result<()> {
     let by_number: BTreeMap<u32, &Seen> = ends::masters(look.seen).collect();
     let mut masters = Vec::with_capacity(by_number.len());
     for (&number, seen) in &by_number {
-        let is_open = look.seen.iter().any(|other| other.tty == Some(Tty::Slave(number)));
-        masters.push(pty::Open {
-            number,
-            master: look.duplicate(seen)?,
-            slave_closed: !is_open,
-        });
+        masters.push((number, look.duplicate(seen)?));
     }
     for (found, (number, seen)) in pty::take_all(&masters)?.into_iter().zip(by_number) {
         match found {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::kind::{AnyKind, Made};
-use super::pty::{self, MadePty};
+use super::pty::MadePty;
 use super::standard::{Pump, Stdio};
 use super::{limit, shared};
 use crate::image::state::{Description, Snapshot};
@@ -211,10 +211,9 @@ pub fn finish(snapshot: &Snapshot, files: &[OwnedFd], shared: &[OwnedFd]) -> Res
     for (file, object) in shared.iter().zip(&snapshot.shared_objects) {
         shared::finish(file, object)?;
     }
-    pty::finish(snapshot, files).context("pseudo-terminals")?;
     for (index, (file, description)) in files.iter().zip(&snapshot.descriptions).enumerate() {
         let kind = AnyKind::decode(description)?;
-        kind.finish(file.as_fd(), description, &snapshot.clocks)
+        kind.finish(file.as_fd(), description, snapshot)
             .with_context(|| name(snapshot, index))?;
     }
     Ok(())

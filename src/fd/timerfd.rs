@@ -12,7 +12,7 @@ use super::kind::{Kind, Probe, Unfit};
 use super::look::Look;
 use super::probe::Seen;
 use super::thaw::{Check, ReopenContext};
-use crate::image::state::{Clocks, Description, TimerTime};
+use crate::image::state::{Description, Snapshot, TimerTime};
 use crate::sys::fds;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +60,7 @@ impl Kind for TimerFd {
         self.make()
     }
 
-    fn finish(&self, file: BorrowedFd<'_>, _description: &Description, _clocks: &Clocks) -> Result<()> {
+    fn finish(&self, file: BorrowedFd<'_>, _description: &Description, _snapshot: &Snapshot) -> Result<()> {
         let spec = libc::itimerspec {
             it_value: timespec(self.first_ns()?),
             it_interval: timespec(self.time.interval_ns),
@@ -265,7 +265,9 @@ mod tests {
             status_flags: 0,
             payload: vec![],
         };
-        timer.finish(file.as_fd(), &description, &Clocks::default()).unwrap();
+        timer
+            .finish(file.as_fd(), &description, &crate::image::sample::snapshot(1, 1))
+            .unwrap();
         let left = fds::timerfd_gettime(file.as_fd()).unwrap();
         assert!(
             (49..=50).contains(&left.it_value.tv_sec) && left.it_interval.tv_sec == 1,

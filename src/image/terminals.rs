@@ -20,8 +20,6 @@ pub struct Pty {
     pub exclusive: bool,
     /// TIOCSPTLCK(2const).
     pub locked: bool,
-    /// All who had the slave open have closed it, so that the master gets EIO.
-    pub slave_closed: bool,
     pub waiting: Waiting,
 }
 

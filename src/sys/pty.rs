@@ -3,7 +3,8 @@
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::pty::posix_openpt;
 
 pub use libc::termios2 as Termios2;
 
@@ -39,6 +40,18 @@ pub fn number(master: impl AsFd) -> nix::Result<u32> {
 pub fn device(terminal: impl AsFd) -> nix::Result<(u32, u32)> {
     // new_encode_dev(), include/linux/kdev_t.h.
     read(terminal, request::device).map(|device| ((device >> 8) & 0xfff, (device & 0xff) | (device >> 12) & 0xf_ff00))
+}
+
+/// N of /dev/pts/N, by the device (UNIX98_PTY_SLAVE_MAJOR and the seven behind it, Documentation/admin-guide/devices.txt).
+pub fn slave_number(major: u32, minor: u32) -> Option<u32> {
+    (136..=143).contains(&major).then_some(minor)
+}
+
+/// A new master, whose slave can be opened: of the lowest number that is free.
+pub fn open_master() -> nix::Result<OwnedFd> {
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
+    lock(&master, false)?;
+    Ok(master.into())
 }
 
 /// TIOCGETD: the line discipline, N_TTY (0) by default.

@@ -13,7 +13,6 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context, Result};
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, poll};
-use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::stat::Mode;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, isatty, tcgetpgrp};
@@ -60,10 +59,7 @@ impl Screen {
     fn relayed(snapshot: &Snapshot, own: BorrowedFd<'_>) -> Result<Self> {
         let own = File::from(open_again(own, libc::O_RDWR)?);
         let master = free_master(snapshot)?;
-        grantpt(&master).and_then(|()| unlockpt(&master)).context("unlockpt")?;
-        let name = ptsname_r(&master).context("ptsname")?;
-        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        let terminal = open(name.as_str(), flags, Mode::empty()).with_context(|| format!("open {name}"))?;
+        let terminal = pty::open_slave(&master, libc::O_RDWR).context("TIOCGPTPEER")?;
         // What belongs to the line is that of our own, the rest as the program left it.
         let before = tcgetattr(&own).context("tcgetattr")?;
         tcsetattr(&terminal, SetArg::TCSANOW, &before).context("tcsetattr")?;
@@ -71,7 +67,7 @@ impl Screen {
             settings.apply(&terminal)?;
         }
         let relay = Relay {
-            master: File::from(OwnedFd::from(master)),
+            master: File::from(master),
             own,
             before,
         };
@@ -84,10 +80,10 @@ impl Screen {
 }
 
 /// Of a pseudo-terminal that none of the program's is to be.
-fn free_master(snapshot: &Snapshot) -> Result<PtyMaster> {
+fn free_master(snapshot: &Snapshot) -> Result<OwnedFd> {
     let mut wanted = Vec::new();
     loop {
-        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).context("posix_openpt")?;
+        let master = pty::open_master().context("open /dev/ptmx")?;
         let number = pty::number(&master).context("TIOCGPTN")?;
         if !snapshot.ptys.iter().any(|pty| pty.number == number) {
             return Ok(master);

@@ -65,7 +65,6 @@ pub fn snapshot(heap: u64, object: u64) -> Snapshot {
             packet: true,
             exclusive: false,
             locked: false,
-            slave_closed: false,
             waiting: Waiting {
                 input: vec![Input {
                     bytes: b"half a li".to_vec(),

@@ -11,24 +11,16 @@ use super::waiting::Pair;
 use crate::image::state::{Pty, Waiting};
 use crate::sys::{apart, pty, terminal};
 
-/// A master, by the number of its slave.
-pub struct Open {
-    pub number: u32,
-    pub master: OwnedFd,
-    /// Nobody has the slave open any more.
-    pub slave_closed: bool,
-}
-
-/// Looks into each of these; nobody else uses them meanwhile. An inner error is why one is not carried, as a
+/// Looks into each of these masters, by the number of its slave; nobody else uses them meanwhile. An inner error is why one is not carried, as a
 /// clause. What waits is taken and put back, which nothing must interrupt: a process of its own does that.
-pub fn take_all(masters: &[Open]) -> Result<Vec<Result<Pty, String>>> {
+pub fn take_all(masters: &[(u32, OwnedFd)]) -> Result<Vec<Result<Pty, String>>> {
     if masters.is_empty() {
         return Ok(Vec::new());
     }
     let look = || -> Result<Vec<u8>> {
         let all = masters
             .iter()
-            .map(|open| take(open).map_err(|error| format!("/dev/pts/{}: {error:#}", open.number)));
+            .map(|(number, master)| take(*number, master).map_err(|error| format!("/dev/pts/{number}: {error:#}")));
         // Each is looked into, whatever became of the others.
         let all: Vec<Result<Result<Pty, String>, String>> = all.collect();
         Ok(postcard::to_stdvec(&all)?)
@@ -39,8 +31,7 @@ pub fn take_all(masters: &[Open]) -> Result<Vec<Result<Pty, String>>> {
     all.into_iter().map(|one| one.map_err(|error| anyhow!(error))).collect()
 }
 
-fn take(open: &Open) -> Result<Result<Pty, String>> {
-    let master = &open.master;
+fn take(number: u32, master: &OwnedFd) -> Result<Result<Pty, String>> {
     let locked = pty::is_locked(master).context("TIOCGPTLCK")?;
     let flags = fcntl(master, FcntlArg::F_GETFL).context("F_GETFL")?;
     if locked {
@@ -48,7 +39,7 @@ fn take(open: &Open) -> Result<Result<Pty, String>> {
     }
     let found = Pair::of(master.try_clone().context("duplicate a descriptor")?)
         .context("open the slave")
-        .and_then(|pair| take_pair(&pair, open));
+        .and_then(|pair| take_pair(&pair, number));
     fcntl(master, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags))).context("F_SETFL")?;
     if locked {
         pty::lock(master, true).context("TIOCSPTLCK")?;
@@ -56,7 +47,7 @@ fn take(open: &Open) -> Result<Result<Pty, String>> {
     Ok(found?.map(|found| Pty { locked, ..found }))
 }
 
-fn take_pair(pair: &Pair, open: &Open) -> Result<Result<Pty, String>> {
+fn take_pair(pair: &Pair, number: u32) -> Result<Result<Pty, String>> {
     let discipline = pty::discipline(&pair.slave).context("TIOCGETD")?;
     if discipline != 0 {
         return Ok(Err(format!(
@@ -82,7 +73,7 @@ fn take_pair(pair: &Pair, open: &Open) -> Result<Result<Pty, String>> {
     let size = terminal::size(pair.slave.as_fd()).context("TIOCGWINSZ")?;
     let stat = fstat(&pair.slave).context("fstat")?;
     Ok(Ok(Pty {
-        number: open.number,
+        number,
         line: line(&settings),
         size: [size.ws_row, size.ws_col, size.ws_xpixel, size.ws_ypixel],
         uid: stat.st_uid,
@@ -91,7 +82,6 @@ fn take_pair(pair: &Pair, open: &Open) -> Result<Result<Pty, String>> {
         packet,
         exclusive: pty::is_exclusive(&pair.slave).context("TIOCGEXCL")?,
         locked: false,
-        slave_closed: open.slave_closed,
         waiting,
     }))
 }

@@ -1,15 +1,12 @@
 //! Thaw side: pseudo-terminals are made whole before their descriptions.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::pty::posix_openpt;
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, fchown};
 
-use super::super::kind::AnyKind;
 use super::settings;
 use super::waiting::Pair;
 use crate::image::state::{Pty, Snapshot};
@@ -44,7 +41,7 @@ impl MadePty {
     }
 }
 
-/// All of an image, in its order, with what waits in them. What only its owner should meet comes at the end, by `finish`.
+/// All of an image, in its order, with what waits in them. What only its owner should meet comes at the end, by `Kind::finish`.
 pub fn make_all(snapshot: &Snapshot) -> Result<Vec<MadePty>> {
     let each = snapshot.ptys.iter();
     each.map(|pty| make(pty).with_context(|| format!("the pseudo-terminal /dev/pts/{}", pty.number)))
@@ -85,11 +82,11 @@ fn own(slave: &OwnedFd, wanted: &Pty) -> Result<()> {
 fn master_of(number: u32) -> Result<OwnedFd> {
     let mut lower = Vec::new();
     loop {
-        let made = match open_master() {
+        let made = match pty::open_master() {
             Ok(made) => made,
             // No number as high as that can be had here.
             Err(_) if !lower.is_empty() => break,
-            Err(error) => return Err(error),
+            Err(errno) => return Err(errno).context("open /dev/ptmx"),
         };
         match pty::number(&made).context("TIOCGPTN")?.cmp(&number) {
             std::cmp::Ordering::Less => lower.push(made),
@@ -103,40 +100,22 @@ fn master_of(number: u32) -> Result<OwnedFd> {
     Ok(lower.swap_remove(0))
 }
 
-fn open_master() -> Result<OwnedFd> {
-    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let master = OwnedFd::from(posix_openpt(flags).context("open /dev/ptmx")?);
-    pty::lock(&master, false).context("TIOCSPTLCK")?;
-    Ok(master)
-}
-
 /// A slave whose master is gone.
 pub fn hung_up(status_flags: u32) -> Result<OwnedFd> {
     let made = MadePty {
-        pair: Pair::of(open_master()?).context("TIOCGPTPEER")?,
+        pair: Pair::of(pty::open_master().context("open /dev/ptmx")?).context("TIOCGPTPEER")?,
     };
     made.open_slave(status_flags)
 }
 
-/// What would be in the way before: exclusive mode, and the lock. `files` are the descriptions of the image.
-pub fn finish(snapshot: &Snapshot, files: &[OwnedFd]) -> Result<()> {
-    if snapshot.ptys.is_empty() {
-        return Ok(());
+/// What would be in the way before: exclusive mode, and the lock.
+pub fn finish(master: BorrowedFd<'_>, wanted: &Pty) -> Result<()> {
+    if wanted.exclusive {
+        let slave = pty::open_slave(master, libc::O_RDWR).context("TIOCGPTPEER")?;
+        pty::set_exclusive(&slave).context("TIOCEXCL")?;
     }
-    for (file, description) in files.iter().zip(&snapshot.descriptions) {
-        let AnyKind::Master(master) = AnyKind::decode(description)? else {
-            continue;
-        };
-        let Some(wanted) = snapshot.ptys.get(master.pty as usize) else {
-            bail!("no pseudo-terminal {}", master.pty);
-        };
-        if wanted.exclusive {
-            let slave = pty::open_slave(file, libc::O_RDWR).context("TIOCGPTPEER")?;
-            pty::set_exclusive(&slave).with_context(|| format!("TIOCEXCL of fd {}", slave.as_raw_fd()))?;
-        }
-        if wanted.locked {
-            pty::lock(file, true).context("TIOCSPTLCK")?;
-        }
+    if wanted.locked {
+        pty::lock(master, true).context("TIOCSPTLCK")?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::{FileStat, major, stat};
+use nix::sys::stat::{FileStat, major, minor, stat};
 use nix::sys::termios::tcgetattr;
 use serde::{Deserialize, Serialize};
 
@@ -19,11 +19,11 @@ use super::kind::{Kind, Probe, Unfit};
 use super::look::Look;
 use super::probe::{Seen, file_type};
 use super::thaw::{Check, ReopenContext};
-use crate::image::state::{Description, Line};
+use crate::image::state::{Description, Line, Snapshot};
 use crate::sys::pty;
 
-pub use look::{Open, take_all};
-pub use make::{MadePty, finish, make_all};
+pub use look::take_all;
+pub use make::{MadePty, make_all};
 
 /// What a descriptor of a terminal refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,24 +41,26 @@ pub enum Tty {
 impl Tty {
     /// None of what is no terminal.
     pub fn of(file: BorrowedFd<'_>, stat: &FileStat) -> Result<Option<Self>> {
-        // Majors: Documentation/admin-guide/devices.txt. 5, 0 is /dev/tty.
-        let is_slave = |major: u32| (136..=143).contains(&major);
+        let (major, minor) = (major(stat.st_rdev) as u32, minor(stat.st_rdev) as u32);
         if file_type(stat) != libc::S_IFCHR {
             return Ok(None);
         }
         match tcgetattr(file) {
             Ok(_) => {}
             // hung_up_tty_ioctl(), drivers/tty/tty_io.c.
-            Err(Errno::EIO) if is_slave(major(stat.st_rdev) as u32) || stat.st_rdev == libc::makedev(5, 0) => {
+            // 5, 0 is /dev/tty.
+            Err(Errno::EIO) if pty::slave_number(major, minor).is_some() || (major, minor) == (5, 0) => {
                 return Ok(Some(Tty::HungUp));
             }
             Err(_) => return Ok(None),
         }
-        Ok(Some(match (pty::number(file), pty::device(file)) {
-            (Ok(number), _) => Tty::Master(number),
-            (Err(_), Ok((major, minor))) if is_slave(major) => Tty::Slave(minor),
-            (Err(_), _) => Tty::Other,
-        }))
+        if let Ok(number) = pty::number(file) {
+            return Ok(Some(Tty::Master(number)));
+        }
+        let slave = pty::device(file)
+            .ok()
+            .and_then(|(major, minor)| pty::slave_number(major, minor));
+        Ok(Some(slave.map_or(Tty::Other, Tty::Slave)))
     }
 }
 
@@ -108,17 +110,26 @@ impl Kind for Master {
     }
 
     fn check(&self, description: &Description, check: &mut Check<'_>) {
-        if check.snapshot.ptys.get(self.pty as usize).is_none() {
-            check.refuse(
-                description,
-                "refers to a pseudo-terminal that is not in the image",
-                "freeze again",
-            );
-        }
+        check_index(self.pty, description, check);
     }
 
     fn reopen(&self, _description: &Description, context: &mut ReopenContext) -> Result<OwnedFd> {
         context.pty(self.pty)?.master()
+    }
+
+    fn finish(&self, file: BorrowedFd<'_>, _description: &Description, snapshot: &Snapshot) -> Result<()> {
+        let wanted = snapshot.ptys.get(self.pty as usize);
+        make::finish(file, wanted.context("a pseudo-terminal that is not there")?)
+    }
+}
+
+fn check_index(pty: u32, description: &Description, check: &mut Check<'_>) {
+    if check.snapshot.ptys.get(pty as usize).is_none() {
+        check.refuse(
+            description,
+            "refers to a pseudo-terminal that is not in the image",
+            "freeze again",
+        );
     }
 }
 
@@ -150,13 +161,7 @@ impl Kind for Slave {
     }
 
     fn check(&self, description: &Description, check: &mut Check<'_>) {
-        if check.snapshot.ptys.get(self.pty as usize).is_none() {
-            check.refuse(
-                description,
-                "refers to a pseudo-terminal that is not in the image",
-                "freeze again",
-            );
-        }
+        check_index(self.pty, description, check);
     }
 
     fn reopen(&self, description: &Description, context: &mut ReopenContext) -> Result<OwnedFd> {
