@@ -82,7 +82,7 @@ pub enum Stopped {
 /// What a session's leader has as its controlling terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ControllingTerminal {
-    /// Index into [`Snapshot::ptys`](super::state::Snapshot::ptys); None leads outside.
+    /// Index into `Snapshot::ptys`; None leads outside.
     pub pty: Option<u32>,
     /// The foreground process group (tcgetpgrp(3)), 0 or less if there is none.
     pub foreground: i32,
