@@ -205,7 +205,12 @@ impl Seizure {
                     self.refuse_dead_leader_of_stuck(tid)?;
                     bail!(self.describe_stuck(tid));
                 }
-                Err(Error::Gone(_)) if tid == self.pid => return Err(Error::Gone(tid).into()),
+                Err(Error::Gone(_)) if tid == self.pid => {
+                    if self.others_live() {
+                        self.refuse_dead_leader(tid)?;
+                    }
+                    return Err(Error::Gone(tid).into());
+                }
                 Err(Error::Gone(_)) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -245,6 +250,12 @@ impl Seizure {
             Err(_) => self.children.add(task),
         }
         Ok(())
+    }
+
+    /// Whether threads go on; none does of a process that is gone.
+    fn others_live(&self) -> bool {
+        let lives = |tid: &Pid| self.proc.task_stat(*tid).is_ok_and(|stat| !stat.is_dead());
+        self.proc.tids().is_ok_and(|tids| tids.iter().any(lives))
     }
 
     /// The leader ended (pthread_exit in main) while we were at it: its exit is reported after that of its last thread.

@@ -28,19 +28,10 @@ pub enum Waited {
 }
 
 /// Waits for the next change of state of `tid`. A named wait is O(1); waitpid(-1) is O(n) in tracees.
-///
-/// Not by a call that blocks: the end of a first thread is reported after that of all others (delay_group_leader(), kernel/exit.c), whom we
-/// trace as well, so that such a wait for a program that somebody kills would last for ever.
 pub fn wait_for(tid: Pid) -> Result<Waited> {
     loop {
         if let Some(waited) = wait_until(tid, Instant::now() + LOOKS)? {
             return Ok(waited);
-        }
-        if ProcDir::open(tid)
-            .and_then(|proc| proc.stat())
-            .is_ok_and(|stat| stat.is_dead())
-        {
-            return Err(Error::Gone(tid));
         }
     }
 }
@@ -49,13 +40,24 @@ pub fn wait_for(tid: Pid) -> Result<Waited> {
 const LOOKS: Duration = Duration::from_millis(100);
 
 /// As [`wait_for`], but gives up at `deadline`. waitpid(2) knows no time limit, so this asks again and again, at first often.
+///
+/// That a task is gone is also looked for, if this takes long: the end of a first thread is reported after that of all others
+/// (delay_group_leader(), kernel/exit.c), whom we trace as well, so that a wait for a program that somebody kills would last for ever.
 pub fn wait_until(tid: Pid, deadline: Instant) -> Result<Option<Waited>> {
     let mut pause = Duration::ZERO;
+    let mut looks_at = Instant::now() + LOOKS;
     loop {
         if let Some(waited) = poll(tid)? {
             return Ok(Some(waited));
         }
-        if Instant::now() >= deadline {
+        let now = Instant::now();
+        if now >= looks_at {
+            if has_ended(tid) {
+                return Err(Error::Gone(tid));
+            }
+            looks_at = now + LOOKS;
+        }
+        if now >= deadline {
             return Ok(None);
         }
         // A thread that is woken to stop does so within microseconds, on a CPU that may be ours.
@@ -69,6 +71,11 @@ pub fn wait_until(tid: Pid, deadline: Instant) -> Result<Option<Waited>> {
 }
 
 const YIELDING: Duration = Duration::from_micros(50);
+
+fn has_ended(tid: Pid) -> bool {
+    let stat = ProcDir::open(tid).and_then(|proc| proc.stat());
+    stat.is_ok_and(|stat| stat.is_dead())
+}
 
 fn poll(tid: Pid) -> Result<Option<Waited>> {
     let mut status = 0;
