@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -160,7 +161,12 @@ fn a_program_at_its_limit_of_processes_stands_still_and_is_told_so() {
     if !can_thaw() {
         return;
     }
-    let mut command = build::fixture("snapshot/consistent.c");
+    // Where that user finds it, wherever the project is.
+    let dir = scratch();
+    let copy = dir.path().join("fixture");
+    fs::copy(build::fixture("snapshot/consistent.c").get_program(), &copy).expect("the directory takes a file");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let mut command = Command::new(copy);
     // A user without any other process, since all of a user count; and the threads that the program has.
     let user = 100_000 + std::process::id();
     command.current_dir("/").uid(user).gid(user);
