@@ -87,6 +87,8 @@ pub fn describe(facts: Facts) -> Result<Described, Refused> {
         fd_tables: facts.descriptors.tables,
         descriptions: facts.descriptors.descriptions,
         shared_objects: facts.shared_objects.into_iter().map(|shared| shared.object).collect(),
+        semaphore_sets: facts.semaphore_sets,
+        message_queues: facts.message_queues,
         files: files.0,
     };
     let steps = family::order(&family::members(&snapshot), &snapshot.leaderless, false).map_err(|strangers| {
@@ -153,6 +155,7 @@ fn process(member: Member, exe: u32, vmas: Vec<Vma>, fd_table: u32, ptys: &[Pty]
         interval_timers: facts.interval_timers,
         posix_timers: facts.posix_timers,
         rlimits: facts.rlimits,
+        undos: facts.undos.unwrap_or_default(),
         threads: threads.into_iter().map(|thread| thread.thread).collect(),
     }
 }

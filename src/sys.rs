@@ -23,6 +23,17 @@ pub fn at_secure() -> bool {
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
+/// The effective capabilities of the calling thread (capabilities(7)); none, where that is not to be read.
+pub fn capabilities() -> u64 {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    effective_capabilities(&status).unwrap_or(0)
+}
+
+fn effective_capabilities(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
 /// Sets FD_CLOEXEC on all our descriptors but the standard three: what is started later does not get them.
 pub fn close_others_at_exec() -> std::io::Result<()> {
     for entry in std::fs::read_dir("/proc/self/fd")? {
@@ -74,6 +85,12 @@ fn sync_file_range(file: impl AsFd, offset: u64, len: u64, flags: u32) -> nix::R
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn the_effective_set_is_read_from_status() {
+        let status = "CapInh:\t0000000000000000\nCapPrm:\t000001fffeffffff\nCapEff:\t000001fffeffffff\n"; // Linux 6.18
+        assert_eq!(super::effective_capabilities(status), Some(0x1ff_feff_ffff));
+    }
+
     #[test]
     fn a_file_of_any_length_is_read_whole() {
         for len in [0, 1, 2047, 2048, 2049, 4096, 100_000] {

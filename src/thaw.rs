@@ -27,7 +27,7 @@ use crate::image::state::{Process, Snapshot};
 use crate::refusal::{Refusal, Refused};
 use crate::resurrect::plan::{Plan, Session, Wishes, plan, rights};
 use crate::resurrect::{self, GoesOn, Inherited, MappedFds, Move, Parts, SharedMemory, Tree};
-use crate::sysv::segments;
+use crate::sysv::{Kept, objects, segments, semaphores};
 use control_groups::Groups;
 use copies::Copies;
 use files::MappedFiles;
@@ -130,6 +130,7 @@ fn thaw_from<R: Read>(
         lending,
     } = brought.map_err(|error| taken_meanwhile(error, &snapshot))?;
     made.shared_memory.keep();
+    made.system_v.iter_mut().for_each(Kept::keep);
     warnings.extend(notes);
     Ok(Thawed {
         pid: made.plan.pid,
@@ -174,6 +175,7 @@ fn bring_back<R: Read>(
     let (memory_bytes, mut notes) = rebuild(&mut tree, reader, (snapshot, made), &shared, options.jobs, progress)?;
     copies.finish(snapshot)?;
     notes.extend(tree.set_login()?);
+    tree.adjust_semaphores(&semaphores::users(snapshot)?)?;
     tree.finish()?;
     notes.extend(made.groups.join_threads());
 
@@ -306,6 +308,9 @@ fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -
     );
     refusals.extend(checked.refusals);
     refusals.extend(segments::check(snapshot)?);
+    let system_v = objects::check(snapshot)?;
+    refusals.extend(system_v.refusals);
+    warnings.extend(system_v.notes);
     let planned = plan(snapshot, &machine, wishes);
     let files = match files {
         Ok(files) => Some(files),
@@ -342,6 +347,7 @@ struct Made {
     groups: Groups,
     shared: Vec<OwnedFd>,
     shared_memory: SharedMemory,
+    system_v: Vec<Kept>,
     descriptions: Vec<OwnedFd>,
     pumps: Vec<Pump>,
     terminal: Option<OwnedFd>,
@@ -354,6 +360,7 @@ fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
     let shared_memory = SharedMemory::make(snapshot, |object| {
         files.contains(&object) || copies::is_mapped(snapshot, object)
     })?;
+    let system_v = objects::make(snapshot)?;
     let mut context = ReopenContext::new(shared_memory.duplicates()?, fd::make_ptys(snapshot)?, decided.stdio);
     let descriptions = fd::reopen(snapshot, &mut context)?;
     let Decided {
@@ -372,6 +379,7 @@ fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
         groups,
         shared: context.shared,
         shared_memory,
+        system_v,
         descriptions,
         pumps: context.pumps,
         terminal: context.stdio.terminal,

@@ -63,6 +63,8 @@ mod tree {
     roundtrip!(sessions, "tree/sessions.c");
     roundtrip!(sharing, "tree/sharing.c");
     roundtrip!(system_v_memory, "tree/system_v_memory.c");
+    roundtrip!(system_v_queues, "tree/system_v_queues.c");
+    roundtrip!(system_v_semaphores, "tree/system_v_semaphores.c");
     roundtrip!(waiting, "tree/waiting.c");
     roundtrip!(inherited, "tree/inherited.c");
     roundtrip!(stopped, "tree/stopped.c");

@@ -7,10 +7,11 @@ use super::pagemap::Populated;
 use super::status::Status;
 use super::surroundings::{Relative, Surroundings};
 use super::threads::Sandbox;
+use super::undo::Undos;
 use crate::fd::Looked;
 use crate::image::state::{
-    Clocks, Host, MemoryLayout, Name, PosixTimer, Rlimit, SharedObject, SigInfo, SignalAction, Thread, TimerTime,
-    Zombie,
+    Clocks, Host, MemoryLayout, MessageQueue, Name, PosixTimer, Rlimit, SemaphoreSet, SharedObject, SigInfo,
+    SignalAction, Thread, TimerTime, Zombie,
 };
 use crate::image::state::{MemoryPolicy, ProcessSettings};
 
@@ -27,6 +28,8 @@ pub struct Facts {
     pub leaderless: Vec<i32>,
     pub descriptors: Looked,
     pub shared_objects: Vec<SharedFacts>,
+    pub semaphore_sets: Vec<SemaphoreSet>,
+    pub message_queues: Vec<MessageQueue>,
 }
 
 /// One process of a tree.
@@ -59,8 +62,8 @@ pub struct ProcessFacts {
     pub settings: ProcessSettings,
     /// Settings that it could not be asked about, for people.
     pub untold: Vec<String>,
-    /// Its end may adjust System V semaphores (semop(2), SEM_UNDO).
-    pub may_be_undone: bool,
+    /// What its end adds to System V semaphores.
+    pub undos: Undos,
     /// Segments of its own (modify_ldt(2)).
     pub has_ldt: bool,
     pub layout: MemoryLayout,

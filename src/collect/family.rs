@@ -55,6 +55,12 @@ impl Family {
         })
     }
 
+    /// Of all processes, also of those that have ended.
+    pub fn ids(&self, tree: &StoppedTree) -> HashSet<i32> {
+        let alive = tree.processes().iter().map(|process| process.pid().as_raw());
+        alive.chain(self.zombies.iter().map(|zombie| zombie.pid)).collect()
+    }
+
     pub fn surroundings(&self, process: &StoppedProcess, foreign_namespaces: Vec<String>) -> Surroundings {
         let pid = process.pid().as_raw();
         let of_it = |all: &[(i32, Relative)]| {

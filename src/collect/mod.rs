@@ -22,14 +22,15 @@ mod proc;
 mod process;
 mod scheduling;
 mod segments;
-mod semaphores;
 mod source;
 mod speculation;
 mod status;
 mod surroundings;
+mod system_v;
 mod task_flags;
 mod threads;
 mod timers;
+mod undo;
 mod waits;
 
 use std::collections::HashMap;
@@ -64,7 +65,6 @@ pub use pagemap::Populated;
 pub use proc::{ProcDir, all_processes};
 pub use process::stat;
 pub use scheduling::scheduling;
-use semaphores::Semaphores;
 pub use source::{Source, read_object};
 pub use status::Status;
 pub use surroundings::{Relative, Surroundings};
@@ -97,10 +97,12 @@ struct Asked {
     restrictions: Vec<Restrictions>,
     timers: Vec<PosixTimer>,
     answers: Answers,
+    undos: undo::Undos,
 }
 
 pub fn collect(tree: &mut StoppedTree, pages: Pages<'_>, embed: Embed) -> Result<Collected> {
-    let asked = tree.processes_mut().iter_mut().map(ask);
+    let sets = system_v::Sets::look()?;
+    let asked = tree.processes_mut().iter_mut().map(|process| ask(process, &sets));
     let asked = asked.collect::<Result<Vec<_>>>()?;
     // From here on nothing changes.
     let family = family::Family::look(tree, asked.iter().all(|asked| asked.answers.waits_for_nobody))?;
@@ -117,15 +119,17 @@ pub fn collect(tree: &mut StoppedTree, pages: Pages<'_>, embed: Embed) -> Result
         .map(|process| (process.pid(), process.proc()))
         .collect();
     let mut descriptors = fd::look(&places, &mut shared)?;
-    let semaphores = Semaphores::look()?;
-    descriptors.warnings.extend(semaphores::left_behind(tree, &semaphores)?);
+    let undos = asked.iter().flat_map(|asked| asked.undos.iter().flatten());
+    let mut system_v = system_v::owned(tree, sets, undos, &family.ids(tree))?;
+    descriptors.warnings.append(&mut system_v.notes);
+    descriptors.refusals.append(&mut system_v.refusals);
     segments::intern_unattached(tree, &mut shared)?;
     let (mut members, mut later) = (Vec::new(), Vec::new());
     let (mut known, namespaces) = (KnownFiles::default(), surroundings::Namespaces::own()?);
     for (process, asked) in tree.processes().iter().zip(asked) {
         let dir = ProcDir::of(process.proc()).context("duplicate /proc/PID")?;
         let finder = Finder::new(&dir, &mut shared, embed, &mut known);
-        let known = (&family, &namespaces, &semaphores);
+        let known = (&family, &namespaces);
         let member = member((process, &dir), asked, known, finder, pages);
         let (member, of_member) = member.with_context(|| format!("pid {}", process.pid()))?;
         members.push(member);
@@ -148,6 +152,8 @@ pub fn collect(tree: &mut StoppedTree, pages: Pages<'_>, embed: Embed) -> Result
         leaderless: family.leaderless,
         descriptors,
         shared_objects: shared_facts(objects, &files, holders)?,
+        semaphore_sets: system_v.sets,
+        message_queues: system_v.queues,
     };
     Ok(Collected {
         facts,
@@ -156,7 +162,7 @@ pub fn collect(tree: &mut StoppedTree, pages: Pages<'_>, embed: Embed) -> Result
     })
 }
 
-fn ask(process: &mut StoppedProcess) -> Result<Asked> {
+fn ask(process: &mut StoppedProcess, sets: &system_v::Sets) -> Result<Asked> {
     let dir = ProcDir::of(process.proc()).context("duplicate /proc/PID")?;
     let each = 0..process.threads().len();
     let restrictions = each.map(|index| Restrictions::of(process, index));
@@ -168,6 +174,7 @@ fn ask(process: &mut StoppedProcess) -> Result<Asked> {
         }
     }
     // Threads that may not be asked are refused, so that their answers are not missed.
+    let mut undos = Ok(Vec::new());
     let answers = match restrictions.iter().all(Restrictions::may_be_asked) {
         true => {
             process
@@ -179,7 +186,9 @@ fn ask(process: &mut StoppedProcess) -> Result<Asked> {
                 speculation: restrictions.iter().map(|known| known.status.speculation).collect(),
                 cpuid_may_fault: crate::arch::probe::cpuid_may_fault(),
             };
-            asked::ask(process, questions)?
+            let answers = asked::ask(process, questions)?;
+            undos = undo::of_process(process, sets)?;
+            answers
         }
         false => Answers::default(),
     };
@@ -187,13 +196,14 @@ fn ask(process: &mut StoppedProcess) -> Result<Asked> {
         restrictions,
         timers,
         answers,
+        undos,
     })
 }
 
 fn member(
     (process, dir): (&StoppedProcess, &ProcDir),
     asked: Asked,
-    (family, namespaces, semaphores): (&family::Family, &surroundings::Namespaces, &Semaphores),
+    (family, namespaces): (&family::Family, &surroundings::Namespaces),
     mut finder: Finder<'_>,
     pages: Pages<'_>,
 ) -> Result<(Member, Vec<Later>)> {
@@ -201,6 +211,7 @@ fn member(
         restrictions,
         timers,
         mut answers,
+        undos,
     } = asked;
     let of_threads = std::mem::take(&mut answers.threads);
     let threads = threads(process, dir, namespaces, restrictions, of_threads)?;
@@ -209,7 +220,7 @@ fn member(
     let (mappings, later) = mappings(dir, &mut finder, &mut answers.memory_policies, pages)?;
     let member = Member {
         pid: process.pid().as_raw(),
-        process: process_facts(process, dir, exe, answers, timers, semaphores)?,
+        process: process_facts(process, dir, exe, answers, timers, undos)?,
         surroundings: family.surroundings(process, threads[0].foreign_namespaces.clone()),
         mappings,
         threads,
@@ -349,7 +360,7 @@ fn process_facts(
     exe: (Name, Found),
     answers: Answers,
     posix_timers: Vec<PosixTimer>,
-    semaphores: &Semaphores,
+    undos: undo::Undos,
 ) -> Result<ProcessFacts> {
     let stat = process::stat(dir)?;
     let stopped_by = process.group_stop();
@@ -376,7 +387,7 @@ fn process_facts(
             ..answers.settings
         },
         untold: answers.untold,
-        may_be_undone: semaphores.may_be_undone(process.pid().as_raw())?,
+        undos,
         has_ldt: answers.has_ldt,
         layout: process::layout(&stat, answers.brk)?,
         auxv: dir.read("auxv")?,

@@ -71,12 +71,11 @@ impl Refusals {
     }
 
     fn settings(&mut self, member: &Member) {
-        if member.process.may_be_undone {
-            self.add(
-                "the process",
-                "may have System V semaphores adjusted when it ends (semop(2), SEM_UNDO), which would be now: cryopod does not carry that yet",
-                "freeze while it holds none",
+        if let Err(why) = &member.process.undos {
+            let reason = format!(
+                "may have System V semaphores adjusted when it ends (semop(2), SEM_UNDO), and how is not known: {why}"
             );
+            self.add("the process", reason, "freeze while it holds none");
         }
         if member.process.has_ldt {
             self.add(

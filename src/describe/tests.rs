@@ -111,7 +111,7 @@ fn process() -> ProcessFacts {
         child_subreaper: false,
         settings: ProcessSettings::default(),
         untold: Vec::new(),
-        may_be_undone: false,
+        undos: Ok(Vec::new()),
         has_ldt: false,
         layout: MemoryLayout::default(),
         auxv: Vec::new(),
@@ -154,6 +154,8 @@ fn facts(mappings: Vec<Mapping>) -> Facts {
             ..crate::fd::Looked::default()
         },
         shared_objects: Vec::new(),
+        semaphore_sets: Vec::new(),
+        message_queues: Vec::new(),
     }
 }
 

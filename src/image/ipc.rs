@@ -24,3 +24,52 @@ pub struct Segment {
     /// shm_cpid: who made it.
     pub creator: i32,
 }
+
+/// A set of semaphores (semget(2)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SemaphoreSet {
+    pub ipc: Ipc,
+    /// Nobody was seen to use it, and it may be somebody else's: where something stands against it, it is left out.
+    pub presumed: bool,
+    pub semaphores: Vec<Semaphore>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Semaphore {
+    /// At most SEMVMX, 32767.
+    pub value: u16,
+    /// Who changed it last (semctl(2), GETPID); 0: nobody.
+    pub user: i32,
+}
+
+/// What the kernel adds to a semaphore when a process ends (semop(2), SEM_UNDO).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undo {
+    /// The id of the set, and the number of the semaphore in it.
+    pub set: i32,
+    pub number: u16,
+    pub adjustment: i32,
+}
+
+/// A message queue (msgget(2)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessageQueue {
+    pub ipc: Ipc,
+    /// As of [`SemaphoreSet::presumed`].
+    pub presumed: bool,
+    /// msg_qbytes: how many bytes it holds at most.
+    pub capacity: u64,
+    /// msg_lspid and msg_lrpid: who sent and who received last; 0: nobody.
+    pub sender: i32,
+    pub receiver: i32,
+    /// The oldest first.
+    pub messages: Vec<Message>,
+}
+
+/// struct msgbuf (msgop(2)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    pub kind: i64,
+    #[serde(with = "serde_bytes")]
+    pub text: Vec<u8>,
+}

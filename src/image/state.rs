@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-pub use super::ipc::{Ipc, Segment};
+pub use super::ipc::{Ipc, Message, MessageQueue, Segment, Semaphore, SemaphoreSet, Undo};
 pub use super::settings::{ControlGroup, Dispatch, Filter, MemoryPolicy, ProcessSettings, ThreadSettings};
 pub use super::terminals::{ControllingTerminal, End, Input, Line, Pty, Stopped, Waiting};
 
@@ -27,6 +27,8 @@ pub struct Snapshot {
     /// In ascending order of their numbers.
     pub ptys: Vec<Pty>,
     pub shared_objects: Vec<SharedObject>,
+    pub semaphore_sets: Vec<SemaphoreSet>,
+    pub message_queues: Vec<MessageQueue>,
     /// Files that mappings and executables refer to.
     pub files: Vec<File>,
 }
@@ -113,6 +115,8 @@ pub struct Process {
     pub interval_timers: [TimerTime; 3],
     pub posix_timers: Vec<PosixTimer>,
     pub rlimits: Vec<Rlimit>,
+    /// What its end adds to System V semaphores.
+    pub undos: Vec<Undo>,
     /// The leader first.
     pub threads: Vec<Thread>,
 }

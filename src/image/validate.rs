@@ -35,6 +35,8 @@ const INSTRUCTION_LEN: usize = 8;
 const INSTRUCTIONS_MAX: usize = 4096;
 const AUXV_MAX: usize = 64 << 10;
 
+mod ipc;
+
 type Checked = Result<(), String>;
 
 /// An error says what is wrong, as a clause.
@@ -62,6 +64,7 @@ pub fn validate(snapshot: &Snapshot, header: &Header) -> Checked {
     for object in &snapshot.shared_objects {
         check_object(object)?;
     }
+    ipc::check(snapshot)?;
     for (index, file) in snapshot.files.iter().enumerate() {
         check_name(&file.path, "a file")?;
         let is_copy = |object: u32| {

@@ -61,8 +61,7 @@ const USED: [(u32, &str, Need, &str); 8] = [
 impl Capabilities {
     /// The effective set of the calling thread.
     pub fn ours() -> Self {
-        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-        Capabilities(effective(&status).unwrap_or(0))
+        Capabilities(crate::sys::capabilities())
     }
 
     pub fn has(self, number: u32) -> bool {
@@ -87,23 +86,5 @@ impl Capabilities {
             needed_for,
             without,
         })
-    }
-}
-
-fn effective(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(line.trim(), 16).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_effective_set_is_read_from_status() {
-        let status = "CapInh:\t0000000000000000\nCapPrm:\t000001fffeffffff\nCapEff:\t000001fffeffffff\n"; // Linux 6.18
-        let set = Capabilities(effective(status).unwrap());
-        assert!(set.has_sys_ptrace() && set.has_checkpoint_restore());
-        assert!(!set.has(24));
     }
 }

@@ -14,6 +14,7 @@ mod process;
 mod resume;
 mod script;
 mod seccomp;
+mod semaphores;
 mod settings;
 mod shared_memory;
 mod spawn;

@@ -12,6 +12,7 @@ use super::plan::Plan;
 use super::process::{Parts, Rebuilt};
 use super::resume::GoesOn;
 use crate::image::state::{Process, Snapshot};
+use crate::sysv::semaphores::{self, Users};
 use crate::tracer::Pinned;
 
 /// Processes that are being rebuilt. Dropped before [`resume`](Self::resume) lets them go, they are killed whole.
@@ -92,6 +93,27 @@ impl<'a> Tree<'a> {
             Ok(())
         })?;
         Ok(notes)
+    }
+
+    /// What the ends of processes add to System V semaphores; then whoever is to have changed one last does so.
+    pub fn adjust_semaphores(&mut self, users: &Users) -> Result<()> {
+        self.each("semaphores", Rebuilt::adjust_semaphores)?;
+        let of_tree = |pid: i32, processes: &[Option<Rebuilt<'_>>]| {
+            let mut all = processes.iter().enumerate();
+            all.find_map(|(index, process)| {
+                process
+                    .as_ref()
+                    .filter(|process| process.parts.process.pid == pid)
+                    .map(|_| index)
+            })
+        };
+        for (pid, sets) in users {
+            match of_tree(*pid, &self.maker.processes) {
+                Some(index) => self.maker.process(index)?.touch_semaphores(sets)?,
+                None => semaphores::touch_as(*pid, sets).context("semop")?,
+            }
+        }
+        Ok(())
     }
 
     /// What each has besides memory and registers.

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::as_process::as_process;
-use super::{Row, can_set_next_id, shm, table, with_id};
+use super::{Kept, Objection, Row, SEGMENTS, shm};
 use crate::arch::PAGE_SIZE;
 use crate::image::state::{Segment, SharedKind, SharedObject, Snapshot};
 use crate::refusal::Refusal;
@@ -15,15 +15,12 @@ use crate::sys::fds::open_own_mapping;
 
 /// The facts of a segment, and its size in bytes, as the kernel lists it.
 pub fn find(id: i32) -> Result<Option<(Segment, u64)>> {
-    Ok(table("shm")?
-        .iter()
-        .find(|row| row.get("shmid") == i64::from(id))
-        .map(facts))
+    Ok(SEGMENTS.find(id)?.as_ref().map(facts))
 }
 
 fn facts(row: &Row) -> (Segment, u64) {
     let segment = Segment {
-        ipc: row.ipc("shmid"),
+        ipc: row.ipc(SEGMENTS.id),
         creator: i32::try_from(row.get("cpid")).unwrap_or(0),
     };
     (segment, row.get("size").cast_unsigned())
@@ -39,7 +36,7 @@ pub struct Unattached {
 }
 
 pub fn unattached() -> Result<Vec<Unattached>> {
-    let all = table("shm")?;
+    let all = SEGMENTS.table()?;
     let unattached = all.iter().filter(|row| row.get("nattch") == 0);
     Ok(unattached
         .map(|row| {
@@ -61,22 +58,24 @@ impl Unattached {
     }
 }
 
-/// One that we have attached. Dropped before it is [kept](Self::keep), a new one is removed again.
+/// One that we have attached.
 pub struct Attached {
-    id: i32,
     addr: u64,
     /// In whole pages.
     len: u64,
-    is_new: bool,
+    segment: Kept,
 }
 
 impl Attached {
     fn of(id: i32, size: u64, flags: i32) -> Result<Self> {
         Ok(Attached {
-            id,
             addr: shm::attach(id, flags).context("shmat")?,
             len: size.next_multiple_of(PAGE_SIZE),
-            is_new: false,
+            segment: Kept {
+                id,
+                is_new: false,
+                remove: shm::remove,
+            },
         })
     }
 
@@ -86,7 +85,7 @@ impl Attached {
     }
 
     pub fn keep(&mut self) {
-        self.is_new = false;
+        self.segment.keep();
     }
 }
 
@@ -94,9 +93,6 @@ impl Drop for Attached {
     fn drop(&mut self) {
         // SAFETY: attached by us, and nothing refers to it.
         let _gone = unsafe { shm::detach(self.addr) };
-        if self.is_new {
-            let _gone = shm::remove(self.id);
-        }
     }
 }
 
@@ -116,9 +112,9 @@ pub fn check(snapshot: &Snapshot) -> Result<Vec<Refusal>> {
         return Ok(refusals);
     }
     let pid = snapshot.processes.first().map_or(0, |process| process.pid);
-    let here = table("shm")?;
+    let here = SEGMENTS.table()?;
     for (_, segment, size) in all(snapshot) {
-        let object = format!("System V shared memory {}", segment.ipc.id);
+        let object = format!("{} {}", SEGMENTS.what, segment.ipc.id);
         if let Some((reason, remedy)) = against(segment, size, &here) {
             refusals.push(Refusal::new(pid, object, reason, remedy));
         }
@@ -126,41 +122,21 @@ pub fn check(snapshot: &Snapshot) -> Result<Vec<Refusal>> {
     Ok(refusals)
 }
 
-fn against(segment: &Segment, size: u64, here: &[Row]) -> Option<(String, String)> {
-    let Segment { ipc, .. } = segment;
-    if let Some(row) = here.iter().find(|row| row.ipc("shmid").id == ipc.id) {
-        let attached = row.get("nattch");
-        return match (is_same(segment, size, row), attached) {
-            (true, 0) => None,
-            (true, _) => Some((
-                format!("is attached by others ({attached} times), who would see it change"),
-                "end them first".into(),
-            )),
-            (false, _) => Some((
-                format!("is another one here, with key {:#x}", row.ipc("shmid").key),
-                format!("remove that first (ipcrm -m {})", ipc.id),
-            )),
-        };
-    }
-    if let Some(row) = here.iter().find(|row| ipc.key != 0 && row.ipc("shmid").key == ipc.key) {
-        let other = row.ipc("shmid").id;
-        let reason = format!("has the key {:#x}, which {other} has here", ipc.key);
-        return Some((reason, format!("remove that first (ipcrm -m {other})")));
-    }
-    (!can_set_next_id("shm")).then(|| {
-        let reason = "cannot be given its id (kernel.shm_next_id)".into();
-        (
-            reason,
-            "run thaw as root, on a kernel with CONFIG_CHECKPOINT_RESTORE".into(),
-        )
+fn against(segment: &Segment, size: u64, here: &[Row]) -> Option<Objection> {
+    SEGMENTS.against(&segment.ipc, here, |row| match row.get("nattch") {
+        _ if !is_same(segment, size, row) => Some(SEGMENTS.another(segment.ipc.id, row)),
+        0 => None,
+        attached => Some((
+            format!("is attached by others ({attached} times), who would see it change"),
+            "end them first".into(),
+        )),
     })
 }
 
 /// Whether it is still the one that was frozen. One that is to be destroyed has been, when the last had gone.
 fn is_same(segment: &Segment, size: u64, row: &Row) -> bool {
     let found = facts(row);
-    let of = |segment: &Segment| (segment.ipc.key, segment.ipc.cuid, segment.ipc.cgid, segment.creator);
-    found.1 == size && of(&found.0) == of(segment)
+    (found.1, found.0.creator) == (size, segment.creator)
 }
 
 /// The segment, empty, and its memory as a file; it was [checked](check).
@@ -169,11 +145,11 @@ pub fn make(segment: &Segment, size: u64) -> Result<(OwnedFd, Attached)> {
     let is_new = find(ipc.id)?.is_none();
     if is_new {
         let create = || shm::create(ipc.key, size, ipc.mode);
-        let create = || as_process(*creator, (ipc.cuid, ipc.cgid), create).context("shmget");
-        with_id("shm", ipc.id, create, |id| shm::remove(id).context("shmctl IPC_RMID"))?;
+        let create = || as_process(*creator, (ipc.cuid, ipc.cgid), create);
+        SEGMENTS.with_id(ipc.id, create, shm::remove)?;
     }
     let mut attached = Attached::of(ipc.id, size, 0)?;
-    attached.is_new = is_new;
+    attached.segment.is_new = is_new;
     shm::set(ipc).context("shmctl IPC_SET")?;
     let file = attached.open(true)?;
     if !is_new {
@@ -195,7 +171,7 @@ pub fn make(segment: &Segment, size: u64) -> Result<(OwnedFd, Attached)> {
     if ipc.mode & shm::DEST != 0 {
         // It lives for as long as somebody has it attached, and goes with us should we fail.
         shm::remove(ipc.id).context("shmctl IPC_RMID")?;
-        attached.is_new = false;
+        attached.segment.is_new = false;
     }
     Ok((file, attached))
 }

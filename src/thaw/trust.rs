@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use nix::unistd::{Gid, Uid, User, getgrouplist, getgroups, setfsgid, setfsuid, setgroups};
 
 use super::Source;
-use crate::image::state::{Ipc, Process, Segment, Snapshot};
+use crate::image::state::{Ipc, Process, Snapshot};
 use crate::refusal::Refusal;
-use crate::sysv::segments;
+use crate::sysv::{Kind, QUEUES, SEGMENTS, SEMAPHORES, segments};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Trust {
@@ -49,7 +49,7 @@ pub fn against(snapshot: &Snapshot, owner: Option<Owner>, trust: Trust) -> Vec<R
             return Vec::new();
         };
         let of_processes = processes.filter_map(|process| against_rights(process, owner));
-        return of_processes.chain(against_segments(snapshot, owner)).collect();
+        return of_processes.chain(against_system_v(snapshot, owner)).collect();
     }
     processes
         .filter_map(|process| against_setuid(snapshot, process))
@@ -126,15 +126,18 @@ fn whose(owner: Owner) -> String {
     }
 }
 
-/// Shared memory that is there by its id would be overwritten, whoever has it.
-fn against_segments(snapshot: &Snapshot, owner: Owner) -> Vec<Refusal> {
+/// What is there by its id would be overwritten, whoever has it.
+fn against_system_v(snapshot: &Snapshot, owner: Owner) -> Vec<Refusal> {
     let pid = snapshot.processes.first().map_or(0, |process| process.pid);
-    let of_others = segments::all(snapshot).filter(|(_, segment, _)| {
-        let Ipc { uid, cuid, .. } = segment.ipc;
+    let segments = segments::all(snapshot).map(|(_, segment, _)| (&SEGMENTS, segment.ipc));
+    let sets = snapshot.semaphore_sets.iter().map(|set| (&SEMAPHORES, set.ipc));
+    let queues = snapshot.message_queues.iter().map(|queue| (&QUEUES, queue.ipc));
+    let of_others = segments.chain(sets).chain(queues).filter(|(_, ipc)| {
+        let Ipc { uid, cuid, .. } = *ipc;
         owner.uid == 0 || uid != owner.uid || cuid != owner.uid
     });
-    let refusal = |(_, segment, _): (u32, &Segment, u64)| {
-        let asks = format!("another user's System V shared memory ({})", segment.ipc.id);
+    let refusal = |(kind, ipc): (&Kind, Ipc)| {
+        let asks = format!("{} {}, which is another user's", kind.what, ipc.id);
         let reason = format!("{}, and the program in it asks for {asks}", whose(owner));
         Refusal::new(pid, "the image file", reason, TRUST_IT)
     };
@@ -163,7 +166,7 @@ fn against_setuid(snapshot: &Snapshot, process: &Process) -> Option<Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::state::{SharedKind, SharedObject};
+    use crate::image::state::{Segment, SharedKind, SharedObject};
 
     #[test]
     fn a_segment_of_somebody_else_is_not_for_the_owner_of_the_file() {
@@ -186,7 +189,7 @@ mod tests {
                 kind: SharedKind::SystemV(segment),
                 size: 4096,
             }];
-            against_segments(&snapshot, owner).len()
+            against_system_v(&snapshot, owner).len()
         };
         assert_eq!((with(1000, 1000), with(0, 1000), with(1000, 0)), (0, 1, 1));
     }

@@ -178,6 +178,21 @@ impl<'a> Remote<'a> {
         }
     }
 
+    /// semop(2) with operations (struct sembuf) of which one can never be done, and what it says. Nothing is changed.
+    pub fn semop_that_fails(&mut self, id: i32, operations: &[u8]) -> Result<nix::Error> {
+        let at = self.results_at() + DATA_LEN as u64;
+        let lost = |error: std::io::Error| Error::memory(self.loan.tid(), "operations", &error);
+        self.loan.memory().write_at(at, operations).map_err(lost)?;
+        let count = operations.len() / size_of::<libc::sembuf>();
+        match self.call("semop", libc::SYS_semop, [id as u64, at, count as u64, 0, 0, 0]) {
+            Err(error) => error.errno().ok_or(error),
+            Ok(_) => Err(Error::Unexpected {
+                tid: self.loan.tid(),
+                what: "did what no semaphore can do (semop)".into(),
+            }),
+        }
+    }
+
     /// Commands of prctl(2) that get something are a family: unused arguments must be 0.
     pub(super) fn prctl(&mut self, name: &'static str, command: i32, to: u64) -> Result<u64> {
         self.call(name, libc::SYS_prctl, [command as u64, to, 0, 0, 0, 0])

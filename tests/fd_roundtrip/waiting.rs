@@ -158,6 +158,8 @@ pub fn snapshot(looked: Looked, shared_objects: Vec<cryopod::image::state::Share
         descriptions: looked.descriptions,
         ptys: looked.ptys,
         shared_objects,
+        semaphore_sets: vec![],
+        message_queues: vec![],
         files: vec![],
     }
 }

@@ -82,6 +82,22 @@ pub fn snapshot(heap: u64, object: u64) -> Snapshot {
             },
             size: object * PAGE,
         }],
+        semaphore_sets: vec![SemaphoreSet {
+            ipc: ipc(3, 0x5300_0001),
+            presumed: false,
+            semaphores: vec![Semaphore { value: 2, user: 100 }, Semaphore { value: 0, user: 0 }],
+        }],
+        message_queues: vec![MessageQueue {
+            ipc: ipc(4, 0),
+            presumed: true,
+            capacity: 16384,
+            sender: 100,
+            receiver: 0,
+            messages: vec![Message {
+                kind: 7,
+                text: b"a message".to_vec(),
+            }],
+        }],
         files: vec![File {
             path: b"/usr/bin/app".to_vec(),
             mode: 0o100755,
@@ -90,6 +106,15 @@ pub fn snapshot(heap: u64, object: u64) -> Snapshot {
             build_id: Some(vec![1, 2]),
             content: None,
         }],
+    }
+}
+
+fn ipc(id: i32, key: i32) -> Ipc {
+    Ipc {
+        id,
+        key,
+        mode: 0o600,
+        ..Ipc::default()
     }
 }
 
@@ -175,6 +200,11 @@ fn process(heap: u64, object: u64) -> Process {
             resource: 7,
             soft: 1024,
             hard: u64::MAX,
+        }],
+        undos: vec![Undo {
+            set: 3,
+            number: 1,
+            adjustment: -1,
         }],
         threads: vec![thread(4127, "app"), thread(4128, "worker")],
     }

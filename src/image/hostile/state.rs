@@ -52,6 +52,18 @@ type Forgery = (fn(&mut Snapshot), &'static str);
 #[rustfmt::skip]
 const FORGERIES: &[Forgery] = &[
     (|s| s.processes.clear(), "it has no process"),
+    (|s| s.semaphore_sets[0].ipc.id = -1, "there is none of such a number"),
+    (|s| s.semaphore_sets[0].semaphores.clear(), "it has 0 semaphores"),
+    (|s| s.semaphore_sets[0].semaphores[0].value = 40000, "one has the value 40000"),
+    (|s| s.semaphore_sets[0].semaphores[0].user = -3, "pid -3 used it"),
+    (|s| s.semaphore_sets.push(s.semaphore_sets[0].clone()), "is there twice"),
+    (|s| s.processes[0].undos[0].set = 9, "semaphore 1 of set 9"),
+    (|s| s.processes[0].undos[0].number = 2, "semaphore 2 of set 3"),
+    (|s| s.processes[0].undos[0].adjustment = -32769, "it adds -32769"),
+    (|s| s.message_queues.push(s.message_queues[0].clone()), "is there twice"),
+    (|s| s.message_queues[0].messages[0].kind = 0, "a message has no type"),
+    (|s| s.message_queues[0].receiver = 1 << 30, "used it"),
+    (|s| s.message_queues[0].capacity = 1 << 40, "it holds"),
     (|s| s.processes[0].exe = 1, "its executable is file 1"),
     (|s| s.processes[0].fd_table = 1, "its descriptors are table 1"),
     (|s| s.processes[0].pid = -1, "its pid is -1"),

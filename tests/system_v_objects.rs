@@ -1,0 +1,178 @@
+//! System V semaphores and message queues of Perl programs, at a thaw where they are still there, gone, changed, or another's.
+
+mod common;
+
+use common::frozen::Frozen;
+use common::{can_thaw, cryopod, stderr};
+use std::process::Command;
+
+/// A set with values 2 and 0, the second adjusted by one at its end; a queue with two messages.
+const PROGRAM: &str = r#"
+    use IPC::SysV qw(IPC_CREAT IPC_EXCL IPC_NOWAIT IPC_RMID SETVAL GETVAL SEM_UNDO);
+    my ($sems, $queue) = (semget(0x54000000 + $$, 2, IPC_CREAT | IPC_EXCL | 0600), msgget(0x54000000 + $$, IPC_CREAT | IPC_EXCL | 0600));
+    sub value { semctl($sems, $_[0], GETVAL, 0) + 0 }
+    END { semctl($sems, 0, IPC_RMID, 0); msgctl($queue, IPC_RMID, 0); }
+    semctl($sems, 0, SETVAL, 2); semctl($sems, 1, SETVAL, 1);
+    semop($sems, pack("sss", 1, -1, SEM_UNDO)) or die;
+    msgsnd($queue, pack("l! a*", $_, "text $_"), 0) or die for 5, 3;
+    print "READY\n";
+    select(undef, undef, undef, 0.005) until -e "go";
+    my $got = value(0) == 2 && value(1) == 0;
+    my $child = fork() // die;
+    if ($child == 0) { semop($sems, pack("sss", 0, -1, SEM_UNDO)); require POSIX; POSIX::_exit(0); }
+    waitpid($child, 0);
+    $got &&= value(0) == 2;
+    for (5, 3) { my $message; msgrcv($queue, $message, 100, 0, IPC_NOWAIT); $got &&= $message eq pack("l! a*", $_, "text $_"); }
+    print $got ? "PASS\n" : "FAIL\n";
+"#;
+
+/// The ids of the set and of the queue of a program, where they are.
+fn ids(pid: i32) -> [Option<i32>; 2] {
+    let key = 0x5400_0000 + pid;
+    // SAFETY: both take numbers.
+    let ids = unsafe { [libc::semget(key, 0, 0), libc::msgget(key, 0)] };
+    ids.map(|id| (id >= 0).then_some(id))
+}
+
+fn remove(pid: i32) {
+    let [set, queue] = ids(pid);
+    // SAFETY: both take numbers.
+    unsafe {
+        set.map(|id| libc::semctl(id, 0, libc::IPC_RMID));
+        queue.map(|id| libc::msgctl(id, libc::IPC_RMID, std::ptr::null_mut()));
+    }
+}
+
+/// A frozen program, and what it has left behind, which is removed in the end.
+struct Left(Frozen);
+
+impl Left {
+    fn behind() -> Option<Self> {
+        let frozen = Frozen::perl(PROGRAM)?;
+        common::reap_orphans();
+        assert!(ids(frozen.pid).iter().all(Option::is_some));
+        Some(Left(frozen))
+    }
+
+    fn refused(&self, words: &[&str]) {
+        let thaw = cryopod(&[&"thaw", &"-d", &self.0.image]);
+        assert_eq!(thaw.status.code(), Some(3), "{}", stderr(&thaw));
+        for word in words {
+            assert!(stderr(&thaw).contains(word), "{word:?} is not in: {}", stderr(&thaw));
+        }
+    }
+
+    fn goes_on(&self) {
+        let program = self.0.thaw();
+        self.0.go();
+        program.expect_pass();
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        remove(self.0.pid);
+    }
+}
+
+/// Its end has given back what it held of the second semaphore: it holds that again.
+#[test]
+fn they_are_found_where_they_are() {
+    let Some(left) = Left::behind() else { return };
+    left.goes_on();
+    assert_eq!(ids(left.0.pid), [None, None]);
+}
+
+#[test]
+fn they_are_made_under_their_ids_where_they_are_not() {
+    let Some(left) = Left::behind() else { return };
+    let before = ids(left.0.pid);
+    remove(left.0.pid);
+    let program = left.0.thaw();
+    assert_eq!(ids(left.0.pid), before);
+    left.0.go();
+    program.expect_pass();
+}
+
+#[test]
+fn a_thaw_that_fails_leaves_none() {
+    let Some(left) = Left::behind() else { return };
+    remove(left.0.pid);
+    let whole = std::fs::read(&left.0.image).expect("the image");
+    let damaged = left.0.dir.path().join("damaged.img");
+    std::fs::write(&damaged, &whole[..whole.len() - 2000]).expect("an image");
+    let thaw = Command::new("sh")
+        .args(["-c", "cat \"$1\" | \"$0\" thaw -d -", common::CRYOPOD])
+        .arg(&damaged)
+        .output()
+        .expect("sh can be run");
+    assert!(!thaw.status.success(), "{}", stderr(&thaw));
+    assert_eq!(ids(left.0.pid), [None, None]);
+}
+
+/// What others did with them since the freeze is not undone behind their back.
+#[test]
+fn what_others_have_changed_stands_against_a_thaw() {
+    let Some(left) = Left::behind() else { return };
+    let [Some(set), Some(queue)] = ids(left.0.pid) else {
+        panic!("they are there");
+    };
+    let message = [1u64.to_ne_bytes(), *b"theirs  "].concat();
+    // SAFETY: numbers, and a message of the length that is given.
+    let rc = unsafe {
+        libc::semctl(set, 0, libc::SETVAL, 7) | libc::msgsnd(queue, message.as_ptr().cast(), 6, libc::IPC_NOWAIT)
+    };
+    assert_eq!(rc, 0);
+    let words = [format!("ipcrm -s {set}"), format!("ipcrm -q {queue}")];
+    left.refused(&["changed by others", "holds other messages", &words[0], &words[1]]);
+    remove(left.0.pid);
+    left.goes_on();
+}
+
+#[test]
+fn others_of_their_keys_stand_against_a_thaw() {
+    let Some(left) = Left::behind() else { return };
+    remove(left.0.pid);
+    let key = 0x5400_0000 + left.0.pid;
+    let flags = libc::IPC_CREAT | libc::IPC_EXCL | 0o600;
+    // SAFETY: both take numbers.
+    let made = unsafe { libc::semget(key, 5, flags) | libc::msgget(key, flags) };
+    assert!(made >= 0);
+    left.refused(&[
+        "the set of System V semaphores",
+        &format!("{key:#x}"),
+        "remove that first",
+    ]);
+}
+
+/// Nobody has used it but processes that have ended: it is taken for the program's, and left out where another has its key.
+#[test]
+fn a_queue_that_only_the_dead_have_used_comes_along() {
+    const UNUSED: &str = r#"
+        use IPC::SysV qw(IPC_CREAT IPC_EXCL IPC_RMID);
+        my $queue = msgget(0x54000000 + $$, IPC_CREAT | IPC_EXCL | 0600);
+        my $child = fork() // die;
+        if ($child == 0) { msgsnd($queue, pack("l! a*", 1, "left"), 0); require POSIX; POSIX::_exit(0); }
+        waitpid($child, 0);
+        print "READY\n";
+        select(undef, undef, undef, 0.005) until -e "go";
+        my $message;
+        msgrcv($queue, $message, 100, 0, 0);
+        msgctl($queue, IPC_RMID, 0);
+        print $message eq pack("l! a*", 1, "left") ? "PASS\n" : "FAIL\n";
+    "#;
+    if !can_thaw() {
+        return;
+    }
+    let dir = common::scratch();
+    let mut program = common::Program::perl(UNUSED, dir.path());
+    let (image, pid) = (dir.path().join("app.img"), program.pid);
+    let freeze = cryopod(&[&"freeze", &pid.to_string(), &"-o", &image]);
+    assert!(freeze.status.success(), "{}", stderr(&freeze));
+    assert!(stderr(&freeze).contains("is taken for its own"), "{}", stderr(&freeze));
+    program.wait();
+    common::reap_orphans();
+    remove(pid);
+    let left = Left(Frozen { dir, image, pid });
+    left.goes_on();
+}
