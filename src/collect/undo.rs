@@ -14,58 +14,25 @@ use crate::tracer::{Error, Remote, StoppedProcess};
 /// The adjustments that a process has, or why they are not to be had.
 pub type Undos = Result<Vec<Undo>, String>;
 
+/// Threads that do not share the first one's are refused (`collect::threads`).
 pub fn of_process(process: &mut StoppedProcess, sets: &Sets) -> Result<Undos> {
-    let mut undos = Vec::new();
     if sets.is_empty() {
-        return Ok(Ok(undos));
+        return Ok(Ok(Vec::new()));
     }
-    let lists = match lists(process) {
-        Ok(lists) => lists,
+    // We have none, and none is the same as none.
+    let (pid, own) = (process.pid().as_raw(), std::process::id().cast_signed());
+    match share(pid, own, Shared::SemaphoreUndo) {
+        Ok(true) => return Ok(Ok(Vec::new())),
+        Ok(false) => {}
         Err(Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EPERM) => {
-            let is_suspect = sets.has_user(process.pid().as_raw());
-            return Ok(match is_suspect {
+            return Ok(match sets.has_user(pid) {
                 true => Err("this kernel does not tell (kcmp(2), KCMP_SYSVSEM)".into()),
-                false => Ok(undos),
+                false => Ok(Vec::new()),
             });
         }
         Err(errno) => return Err(errno).context("kcmp KCMP_SYSVSEM"),
-    };
-    for index in lists {
-        let of_list = match of_thread(process, index, sets)? {
-            Ok(of_list) => of_list,
-            Err(reason) => return Ok(Err(reason)),
-        };
-        if index != 0 && !of_list.is_empty() {
-            let tid = process.threads()[index].tid();
-            return Ok(Err(format!(
-                "thread {tid} has a list of its own, which cryopod does not carry"
-            )));
-        }
-        undos.extend(of_list);
     }
-    Ok(Ok(undos))
-}
-
-/// One thread for each list of adjustments in the process; threads share one (CLONE_SYSVSEM). We have none, and none is the same as none.
-fn lists(process: &StoppedProcess) -> nix::Result<Vec<usize>> {
-    let own = std::process::id().cast_signed();
-    let tids: Vec<i32> = process.threads().iter().map(|thread| thread.tid().as_raw()).collect();
-    let mut lists: Vec<usize> = Vec::new();
-    for (index, tid) in tids.iter().enumerate() {
-        let mut is_known = share(*tid, own, Shared::SemaphoreUndo)?;
-        for known in &lists {
-            is_known = is_known || share(*tid, tids[*known], Shared::SemaphoreUndo)?;
-        }
-        if !is_known {
-            lists.push(index);
-        }
-    }
-    Ok(lists)
-}
-
-fn of_thread(process: &mut StoppedProcess, index: usize, sets: &Sets) -> Result<Undos> {
-    let pid = process.pid().as_raw();
-    let mut remote = Remote::borrow(process, index).context("borrow a thread")?;
+    let mut remote = Remote::borrow(process, 0).context("borrow a thread")?;
     let asked = ask(&mut remote, pid, sets);
     remote.give_back().context("give a thread its registers back")?;
     asked
