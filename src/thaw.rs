@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
@@ -49,6 +50,8 @@ pub struct Options {
     pub pid_file: Option<PathBuf>,
     /// What the terminals of the program become, instead of thaw's own.
     pub tty: Option<PathBuf>,
+    /// What else of thaw's descriptors becomes what, by what /proc/PID/fd/N showed.
+    pub inherit: Vec<(String, Arc<OwnedFd>)>,
     /// Threads that decompress and fill memory.
     pub jobs: usize,
 }
@@ -284,7 +287,11 @@ struct Decided {
 fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -> Result<Decided> {
     let machine = machine::look(snapshot)?;
     let Screen { terminal, relay } = Screen::choose(snapshot, options.tty.as_deref(), options.detach)?;
-    let stdio = Stdio::own(terminal)?;
+    let given = options.inherit.iter().map(|(label, file)| {
+        let file = file.try_clone().context("duplicate a descriptor")?;
+        Ok((label.clone(), file))
+    });
+    let stdio = Stdio::own(terminal, given.collect::<Result<_>>()?)?;
     let (files, checked, groups) = trust::with_rights_over_files(owner, options.trust, || {
         let files = MappedFiles::open(snapshot, options.file_check);
         let groups = Groups::open(&snapshot.processes);

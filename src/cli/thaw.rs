@@ -1,13 +1,15 @@
 //! `cryopod thaw`: the program goes on, in the foreground as if it had been started here, or detached.
 
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
 
 use super::progress::{Progress, Verbosity};
+use crate::sys;
 use crate::thaw::{self, ClockPolicy, FileCheck, Options, Source, Thawed, Trust, foreground};
 
 /// Lets a frozen program go on
@@ -28,6 +30,11 @@ pub struct Args {
     /// pseudo-terminal in between.
     #[arg(long, value_name = "PATH")]
     tty: Option<PathBuf>,
+    /// What a pipe or terminal of the program becomes that led to a process outside: descriptor FD of thaw. May be given several times
+    ///
+    /// NAME is what /proc/PID/fd showed and `cryopod inspect` shows, such as `pipe:[4127]`. In a shell: --inherit-fd 'pipe:[4127]=5' 5<file
+    #[arg(long, value_name = "NAME=FD", value_parser = name_and_fd)]
+    inherit_fd: Vec<(String, Arc<OwnedFd>)>,
     /// Write the program's pid to FILE
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
@@ -90,6 +97,7 @@ impl Args {
             },
             pid_file: self.pid_file.clone(),
             tty: self.tty.clone(),
+            inherit: self.inherit_fd.clone(),
             jobs: self.jobs.map_or_else(default_jobs, std::num::NonZeroUsize::get),
         }
     }
@@ -103,6 +111,14 @@ impl Args {
             (false, true) => 126,
         }
     }
+}
+
+/// The descriptor is duplicated at once: later on its number could be one of our own. A name may have an equals sign in it.
+fn name_and_fd(given: &str) -> Result<(String, Arc<OwnedFd>), String> {
+    let (name, fd) = given.rsplit_once('=').ok_or("there is no = in it")?;
+    let fd = fd.parse().map_err(|_| format!("{fd:?} is no number"))?;
+    let file = sys::fds::duplicate_number(fd).map_err(|error| format!("{fd} is no open descriptor: {error}"))?;
+    Ok((name.into(), Arc::new(file)))
 }
 
 fn default_jobs() -> usize {

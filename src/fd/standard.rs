@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent};
@@ -16,17 +16,25 @@ use super::pipe_content::Content;
 use super::probe::file_type;
 use super::stdio::Becomes;
 use super::thaw::open_again;
+use crate::image::state::Description;
 
 /// What becomes the program's stdin, stdout and stderr where these led outside.
 pub struct Stdio {
     pub three: [OwnedFd; 3],
     /// What all its terminals become, where that is another than thaw's.
     pub terminal: Option<OwnedFd>,
+    /// What others become, by what /proc/PID/fd/N showed.
+    pub given: Vec<(String, OwnedFd)>,
+}
+
+/// How thaw is told what a descriptor becomes that showed as `label`.
+pub fn inherit_fd(label: &str) -> String {
+    format!("--inherit-fd '{label}=FD'")
 }
 
 impl Stdio {
-    /// Thaw's own, and the terminal that is the program's, if that is another.
-    pub fn own(terminal: Option<OwnedFd>) -> Result<Self> {
+    /// Thaw's own, the terminal that is the program's, if that is another, and what is given for others.
+    pub fn own(terminal: Option<OwnedFd>, given: Vec<(String, OwnedFd)>) -> Result<Self> {
         let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().context("duplicate stdin, stdout and stderr");
         let three = [
             duplicate(io::stdin().as_fd())?,
@@ -35,17 +43,36 @@ impl Stdio {
         ];
         Ok(Stdio {
             terminal,
+            given,
             ..Self::of(three)
         })
     }
 
     pub fn of(three: [OwnedFd; 3]) -> Self {
-        Stdio { three, terminal: None }
+        Stdio {
+            three,
+            terminal: None,
+            given: Vec::new(),
+        }
     }
 
-    /// Which of the three it is. A terminal is any of them that is one, else what can be read and written as it could.
-    pub(super) fn source(&self, becomes: Becomes, status_flags: u32) -> Result<BorrowedFd<'_>> {
+    pub(super) fn is_given(&self, label: &str) -> bool {
+        self.given.iter().any(|(given, _)| given == label)
+    }
+
+    /// Which it is: what is given for it, or one of the three. A terminal is any of them that is one, else what can be read and written
+    /// as it could.
+    pub(super) fn source(&self, becomes: Becomes, description: &Description) -> Result<BorrowedFd<'_>> {
+        let (label, status_flags) = (&description.label, description.status_flags);
+        if let Some((_, file)) = self.given.iter().find(|(given, _)| given == label) {
+            ensure!(
+                access_fits(file.as_fd(), status_flags),
+                "what is given for it cannot be read, or written, as it could"
+            );
+            return Ok(file.as_fd());
+        }
         match becomes {
+            Becomes::Given => bail!("nothing is given for it"),
             Becomes::Number(number) => match self.three.get(usize::from(number)) {
                 Some(file) => Ok(file.as_fd()),
                 None => bail!("there is no standard descriptor {number}"),
@@ -86,19 +113,22 @@ impl Pump {
     }
 
     /// The end of a pipe that stands for `source`, where that is nothing that can be polled and an epoll set is to watch it.
-    pub(super) fn beside(source: BorrowedFd<'_>, becomes: Becomes) -> Result<(OwnedFd, Self)> {
+    pub(super) fn beside(source: BorrowedFd<'_>, becomes: Becomes, status_flags: u32) -> Result<(OwnedFd, Self)> {
+        let reads = status_flags.cast_signed() & libc::O_ACCMODE == libc::O_RDONLY;
         let (read_end, write_end) = pipe2(OFlag::O_CLOEXEC).context("pipe2")?;
         let source = source.try_clone_to_owned().context("duplicate a standard descriptor")?;
+        let reading = |end: OwnedFd, into: OwnedFd, from: OwnedFd| {
+            let pump = Pump {
+                from,
+                into,
+                output: false,
+            };
+            (end, pump)
+        };
         match becomes {
-            Becomes::Number(0) => Ok((
-                read_end,
-                Pump {
-                    from: source,
-                    into: write_end,
-                    output: false,
-                },
-            )),
-            Becomes::Number(_) => Ok((
+            Becomes::Number(0) => Ok(reading(read_end, write_end, source)),
+            Becomes::Given if reads => Ok(reading(read_end, write_end, source)),
+            Becomes::Number(_) | Becomes::Given => Ok((
                 write_end,
                 Pump {
                     from: read_end,

@@ -1,4 +1,4 @@
-//! Terminals, and pipes to other processes: at thaw they become thaw's own stdin, stdout and stderr.
+//! Terminals, and pipes to other processes: at thaw they become thaw's own stdin, stdout and stderr, or what it is given for them.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,7 +12,7 @@ use super::look::Look;
 use super::pipe::{check_size, refuse_mixture};
 use super::pipe_content::Content;
 use super::probe::Seen;
-use super::standard::{self, Pump};
+use super::standard::{self, Pump, Stdio};
 use super::terminal::TerminalSettings;
 use super::thaw::{Check, ReopenContext};
 use crate::image::state::{Description, Snapshot};
@@ -35,6 +35,8 @@ pub enum Becomes {
     Number(u8),
     /// The first of thaw's that is a terminal.
     Terminal,
+    /// What thaw is given for it.
+    Given,
 }
 
 impl Kind for Outside {
@@ -44,12 +46,14 @@ impl Kind for Outside {
 
     fn describe(probe: &Probe<'_>, look: &mut Look<'_>) -> Result<Self, Unfit> {
         let seen = probe.seen;
-        let becomes = look.stdio.becomes(seen).ok_or_else(|| {
-            Unfit::refused(
-                "is a pipe to another process, and stdin, stdout and stderr are taken by others",
-                "have the program close it first, or freeze it together with the other process",
-            )
-        })?;
+        let becomes = look.stdio.becomes(seen).unwrap_or(Becomes::Given);
+        if becomes == Becomes::Given {
+            let option = standard::inherit_fd(&seen.link_text());
+            look.warn(
+                seen,
+                &format!("leads to a process that is not frozen with it: thaw needs {option}"),
+            );
+        }
         if seen.tty.is_some() {
             return Ok(Outside {
                 becomes,
@@ -83,34 +87,40 @@ impl Kind for Outside {
         if let Some(content) = &self.unread {
             check_size(content, description, check);
         }
-        if self.pipe.is_none() && check.stdio.terminal.is_some() {
+        if self.is_new_terminal(check.stdio, description) {
             return;
         }
-        let source = check
-            .stdio
-            .source(self.becomes, description.status_flags)
-            .and_then(|source| {
-                let fits = !check.watched || self.becomes != Becomes::Terminal || standard::pollable(source)?;
-                ensure!(
-                    fits,
-                    "an epoll set watches it, and none of stdin, stdout and stderr is a terminal"
-                );
-                Ok(())
-            });
+        if self.becomes == Becomes::Given && !check.stdio.is_given(&description.label) {
+            let remedy = format!("name what it becomes: {}", standard::inherit_fd(&description.label));
+            check.refuse(description, "led to a process that was not frozen with it", remedy);
+            return;
+        }
+        let source = check.stdio.source(self.becomes, description).and_then(|source| {
+            let fits = !check.watched || self.becomes != Becomes::Terminal || standard::pollable(source)?;
+            ensure!(
+                fits,
+                "an epoll set watches it, and none of stdin, stdout and stderr is a terminal"
+            );
+            Ok(())
+        });
         if let Err(error) = source {
             let reason = format!("has nothing to become: {error:#}");
-            check.refuse(description, reason, "run thaw on a terminal");
+            let remedy = match check.stdio.is_given(&description.label) {
+                true => "give it another descriptor",
+                false => "run thaw on a terminal",
+            };
+            check.refuse(description, reason, remedy);
         }
     }
 
     fn reopen(&self, description: &Description, context: &mut ReopenContext) -> Result<OwnedFd> {
         let flags = description.status_flags;
-        if self.pipe.is_none()
+        if self.is_new_terminal(&context.stdio, description)
             && let Some(terminal) = &context.stdio.terminal
         {
             return standard::open_terminal(terminal.as_fd(), flags);
         }
-        let source = context.stdio.source(self.becomes, flags)?;
+        let source = context.stdio.source(self.becomes, description)?;
         if let (Some(inode), Some(content)) = (self.pipe, &self.unread) {
             let (pipe, pump) = Pump::into_program(source, content)?;
             context.pumps.push(pump);
@@ -120,11 +130,18 @@ impl Kind for Outside {
             return pipe.description(flags);
         }
         if context.watched && !standard::pollable(source)? {
-            let (end, pump) = Pump::beside(source, self.becomes)?;
+            let (end, pump) = Pump::beside(source, self.becomes, flags)?;
             context.pumps.push(pump);
             return Ok(end);
         }
         standard::adopt(source, flags)
+    }
+}
+
+impl Outside {
+    /// Whether it becomes the terminal that all terminals become.
+    fn is_new_terminal(&self, stdio: &Stdio, description: &Description) -> bool {
+        self.pipe.is_none() && stdio.terminal.is_some() && !stdio.is_given(&description.label)
     }
 }
 

@@ -49,6 +49,21 @@ impl Check<'_> {
         }
     }
 
+    /// Whether what thaw is given is wanted.
+    fn given(&mut self) {
+        let leads_outside = |description: &Description| matches!(AnyKind::decode(description), Ok(AnyKind::Outside(_)));
+        for (label, _) in &self.stdio.given {
+            let mut all = self.snapshot.descriptions.iter();
+            if !all.any(|description| description.label == *label && leads_outside(description)) {
+                let pid = self.snapshot.processes.first().map_or(0, |process| process.pid);
+                let reason = "is no pipe or terminal of the image that led outside";
+                let object = format!("--inherit-fd {label}");
+                self.refusals
+                    .push(Refusal::new(pid, object, reason, "see what there is: cryopod inspect"));
+            }
+        }
+    }
+
     pub(super) fn warn(&mut self, description: &Description, what: &str) {
         let (pid, fd) = self.owner;
         self.warnings
@@ -75,6 +90,7 @@ pub fn check<'a>(snapshot: &'a Snapshot, stdio: &'a Stdio) -> Check<'a> {
             Err(error) => check.refuse(description, format!("cannot be made: {error:#}"), "use a newer cryopod"),
         }
     }
+    check.given();
     check
 }
 

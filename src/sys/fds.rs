@@ -19,6 +19,12 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> io::Result<OwnedFd> {
     unsafe { new_fd(libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0)) }
 }
 
+/// Of a number that we were started with, or that may be no descriptor at all.
+pub fn duplicate_number(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes three integers; what it returns is a new descriptor that nobody else owns.
+    unsafe { new_fd(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0).into()) }
+}
+
 /// kcmp(2), KCMP_FILE: `Equal` for two descriptors of one description, else an order that is stable until the next boot.
 pub fn kcmp_file(a: (Pid, RawFd), b: (Pid, RawFd)) -> io::Result<Ordering> {
     const KCMP_FILE: i32 = 0;

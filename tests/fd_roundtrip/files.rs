@@ -58,7 +58,7 @@ fn a_planted_fifo_is_refused_and_does_not_block() {
     std::fs::remove_file(&path).unwrap();
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let snapshot = snapshot(looked, vec![]);
-    let mut context = ReopenContext::new(vec![], vec![], Stdio::own(None).unwrap());
+    let mut context = ReopenContext::new(vec![], vec![], Stdio::own(None, vec![]).unwrap());
     let check = fd::check(&snapshot, &context.stdio);
     assert!(
         check.refusals[0]
@@ -76,7 +76,7 @@ fn a_shorter_file_is_refused_and_a_longer_one_is_a_warning() {
     let file = File::open(&path).unwrap();
     let (looked, _shared) = Waiting::with(&[(&file, 5)]).look();
     let snapshot = snapshot(looked, vec![]);
-    let stdio = Stdio::own(None).unwrap();
+    let stdio = Stdio::own(None, vec![]).unwrap();
     std::fs::write(&path, "dat").unwrap();
     assert!(fd::check(&snapshot, &stdio).refusals[0].to_string().contains("shorter"));
     std::fs::write(&path, "data and more").unwrap();
@@ -156,7 +156,7 @@ fn a_planted_symbolic_link_is_not_followed() {
     let snapshot = snapshot(looked, vec![]);
     std::fs::rename(&inner, directory.path().join("elsewhere")).unwrap();
     std::os::unix::fs::symlink("elsewhere", &inner).unwrap();
-    let mut context = ReopenContext::new(vec![], vec![], Stdio::own(None).unwrap());
+    let mut context = ReopenContext::new(vec![], vec![], Stdio::own(None, vec![]).unwrap());
     let refusal = fd::check(&snapshot, &context.stdio).refusals[0].to_string();
     assert!(refusal.contains("a symbolic link stands in its path"), "{refusal}");
     assert!(fd::reopen(&snapshot, &mut context).is_err());

@@ -145,7 +145,7 @@ fn hostile_images_give_errors() {
             for value in [0, 0x7f, 0xff, description.payload[byte] ^ 1] {
                 let mut damaged = whole.clone();
                 damaged.descriptions[index].payload[byte] = value;
-                let mut context = ReopenContext::new(vec![], vec![], Stdio::own(None).unwrap());
+                let mut context = ReopenContext::new(vec![], vec![], Stdio::own(None, vec![]).unwrap());
                 let refusals = fd::check(&damaged, &context.stdio).refusals;
                 let _error_or_another_file = fd::reopen(&damaged, &mut context);
                 let unchanged = damaged == whole;

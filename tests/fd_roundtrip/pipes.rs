@@ -68,12 +68,24 @@ fn stdin_from_outside_brings_its_unread_bytes_first() {
 }
 
 #[test]
-fn more_pipes_to_the_outside_than_stdio_are_refused() {
+fn more_pipes_to_the_outside_than_stdio_must_be_given() {
     let pipes: Vec<_> = (0..4).map(|_| pipe2(OFlag::O_CLOEXEC).unwrap()).collect();
     let waiting = Waiting::with(&[(&pipes[0].1, 3), (&pipes[1].1, 4), (&pipes[2].1, 5), (&pipes[3].0, 6)]);
-    let refusals = waiting.refusals();
-    assert_eq!(refusals.len(), 1);
-    assert!(refusals[0].contains("fd 5 (pipe:["), "{refusals:?}");
+    let (looked, _) = waiting.look();
+    assert_eq!(looked.refusals, []);
+    assert_eq!(looked.warnings.len(), 1);
+    let told = &looked.warnings[0];
+    assert!(
+        told.contains("fd 5 (pipe:[") && told.contains("--inherit-fd 'pipe:["),
+        "{told}"
+    );
+    let snapshot = snapshot(looked, vec![]);
+    let stdio = Stdio::own(None, vec![]).unwrap();
+    let refusals = cryopod::fd::check(&snapshot, &stdio).refusals;
+    let of_fifth = refusals
+        .iter()
+        .filter(|refusal| refusal.to_string().contains("--inherit-fd 'pipe:["));
+    assert_eq!(of_fifth.count(), 1, "{refusals:?}");
 }
 
 /// A FIFO, and a reader of it that does not wait.
@@ -102,7 +114,7 @@ fn a_fifo_of_its_own_comes_back_and_one_with_company_is_refused() {
     let (looked, shared) = waiting.look();
     let flags = [flags_of(&reader), flags_of(&writer)];
     drop((reader, writer, waiting));
-    let thawed = Thawed::from(looked, shared, Stdio::own(None).unwrap());
+    let thawed = Thawed::from(looked, shared, Stdio::own(None, vec![]).unwrap());
     assert_eq!([thawed.flags(5), thawed.flags(6)], flags);
     thawed.file(6).write_all(b"!").unwrap();
     let mut bytes = [0; 20];
@@ -126,7 +138,7 @@ fn a_server_that_waits_at_its_fifo_waits_again() {
     for had_visitors in [false, true] {
         assert_eq!(hung_up(reader.as_fd()), had_visitors);
         let (looked, shared) = Waiting::with(&[(&reader, 5)]).look();
-        let thawed = Thawed::from(looked, shared, Stdio::own(None).unwrap());
+        let thawed = Thawed::from(looked, shared, Stdio::own(None, vec![]).unwrap());
         assert_eq!(hung_up(thawed.fd(5).as_fd()), had_visitors);
         drop(
             OpenOptions::new()

@@ -75,7 +75,7 @@ impl Waiting {
         let (looked, shared) = self.look();
         assert_eq!(looked.refusals, []);
         drop(self);
-        Thawed::from(looked, shared, Stdio::own(None).unwrap())
+        Thawed::from(looked, shared, Stdio::own(None, vec![]).unwrap())
     }
 
     pub fn refusals(&self) -> Vec<String> {
