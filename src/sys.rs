@@ -3,6 +3,7 @@
 use nix::errno::Errno;
 use std::os::fd::{AsFd, AsRawFd};
 
+mod alone;
 mod apart;
 pub mod fds;
 mod groups;
@@ -13,9 +14,10 @@ pub mod settings;
 mod signals;
 pub mod terminal;
 
+pub use alone::fork_alone;
 pub use apart::apart;
 pub use groups::groups;
-pub use signals::{Became, SignalInfo, kill, look_at_child, securebits, take_signal, wait_for_signal};
+pub use signals::{Became, SignalInfo, ignore, kill, look_at_child, securebits, take_signal, wait_for_signal};
 
 /// Whether the kernel gave this process rights by its executable: set-user-ID, set-group-ID, file capabilities.
 pub fn at_secure() -> bool {

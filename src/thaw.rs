@@ -6,6 +6,7 @@ mod copies;
 mod files;
 pub mod foreground;
 mod machine;
+pub mod namespace;
 mod pid_file;
 mod screen;
 mod terminal;
@@ -50,6 +51,8 @@ pub struct Options {
     pub pid_file: Option<PathBuf>,
     /// What the terminals of the program become, instead of thaw's own.
     pub tty: Option<PathBuf>,
+    /// The program is alone with its pids.
+    pub new_pid_namespace: bool,
     /// What else of thaw's descriptors becomes what, by what /proc/PID/fd/N showed.
     pub inherit: Vec<(String, Arc<OwnedFd>)>,
     /// Threads that decompress and fill memory.
@@ -59,6 +62,8 @@ pub struct Options {
 /// A program that runs again.
 pub struct Thawed {
     pub pid: Pid,
+    /// What it is called where thaw was started: another number if it has a pid namespace of its own.
+    pub pid_outside: Pid,
     pub session: Session,
     pub pumps: Vec<Pump>,
     lending: Lending,
@@ -117,6 +122,9 @@ fn thaw_from<R: Read>(
     progress: Progress<'_>,
 ) -> Result<Thawed> {
     let snapshot = decode(&mut reader)?;
+    if options.new_pid_namespace {
+        namespace::enter(&snapshot)?;
+    }
     let decided = decide(&snapshot, owner, options)?;
     let mut warnings = Vec::new();
     warnings.extend_from_slice(&decided.warnings);
@@ -127,6 +135,7 @@ fn thaw_from<R: Read>(
     let copies = Copies::of(made.shared_memory.take_writers());
     let brought = bring_back(&snapshot, &made, copies, reader, options, progress);
     let Brought {
+        pid_outside,
         memory_bytes,
         window,
         notes,
@@ -137,6 +146,7 @@ fn thaw_from<R: Read>(
     warnings.extend(notes);
     Ok(Thawed {
         pid: made.plan.pid,
+        pid_outside,
         session: made.plan.session,
         pumps: made.pumps,
         lending,
@@ -149,6 +159,7 @@ fn thaw_from<R: Read>(
 
 /// What is to be said of a program that was brought back, and done until it ends.
 struct Brought {
+    pid_outside: Pid,
     memory_bytes: u64,
     /// From the first to the last thread let go.
     window: std::time::Duration,
@@ -182,10 +193,11 @@ fn bring_back<R: Read>(
     tree.finish()?;
     notes.extend(made.groups.join_threads());
 
+    let pid_outside = namespace::outside(made.plan.pid)?;
     let pid_file = options
         .pid_file
         .as_deref()
-        .map(|path| pid_file::create(path, made.plan.pid))
+        .map(|path| pid_file::create(path, pid_outside))
         .transpose()?;
     fd::finish(snapshot, &made.descriptions, &made.shared)?;
     tree.arm_timers()?;
@@ -214,6 +226,7 @@ fn bring_back<R: Read>(
         pid_file.keep();
     }
     Ok(Brought {
+        pid_outside,
         memory_bytes,
         window,
         notes,

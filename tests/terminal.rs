@@ -38,6 +38,17 @@ def expect(pattern):
 def type(keys):
     os.write(screen, keys.encode())
 
+def outside(program):
+    'The number here of a program that may have a pid namespace of its own.'
+    for entry in os.scandir('/proc'):
+        try:
+            status = open(f'/proc/{entry.name}/status').read()
+        except OSError:
+            continue
+        ids = re.search(r'^NSpid:(.*)', status, re.M).group(1).split()
+        if ids[-1] == program and ids[0] == entry.name and 'python3' in status:
+            return entry.name
+
 def silence():
     global seen
     seen = ''
@@ -87,6 +98,21 @@ fn a_thaw_is_a_job_like_any_other() {
     play(JOB, &dir);
 }
 
+/// Thaw's process group has no id where the program is, and the terminal comes back all the same.
+#[test]
+fn a_thaw_into_a_pid_namespace_is_a_job_like_any_other() {
+    if !can_thaw() {
+        return;
+    }
+    for session in [JOB, KEYS_SESSION] {
+        let inside = session.replace("thaw {image}", "thaw --new-pid-namespace {image}");
+        assert_ne!(inside, session);
+        let dir = scratch();
+        std::fs::write(dir.path().join("keys.py"), KEYS).expect("the directory is ours");
+        play(&inside, &dir);
+    }
+}
+
 fn play(session: &str, dir: &tempfile::TempDir) {
     let mut user = Command::new("/usr/bin/python3");
     user.args(["-c", &format!("{USER}{session}"), CRYOPOD])
@@ -124,7 +150,9 @@ def sane():
     expect(r'\$ ')
 
 def freeze():
-    subprocess.run([cryopod, '-q', 'freeze', program, '-o', image], check=True)
+    here = outside(program)
+    within = [] if here == program else ['nsenter', '-t', here, '-p', '-m']
+    subprocess.run([*within, cryopod, '-q', 'freeze', program, '-o', image], check=True)
     expect(r'\$ ')
     sane()
 
@@ -170,7 +198,7 @@ expect('SCREEN') # at SIGCONT, and on the new screen
 keys('gh')
 
 # Ended by a signal, it cannot put anything in order.
-os.kill(int(program), 9)
+os.kill(int(outside(program)), 9)
 expect(r'\$ ')
 sane()
 type('exit\n')

@@ -11,6 +11,7 @@ mod generate;
 mod inspect;
 pub mod progress;
 mod pump;
+mod reaper;
 pub mod style;
 mod thaw;
 mod verify;
@@ -80,6 +81,8 @@ enum Command {
     Install(generate::InstallArgs),
     #[command(hide = true)]
     Pump(pump::Args),
+    #[command(hide = true)]
+    Reaper(reaper::Args),
 }
 
 impl Cli {
@@ -100,6 +103,7 @@ impl Cli {
             Command::Resume(args) => end_resume::resume(args, self.verbosity()),
             Command::Thaw(args) => thaw::run(args, self.verbosity()),
             Command::Pump(args) => pump::run(args),
+            Command::Reaper(args) => reaper::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Install(args) => generate::install(args, self.verbosity()),
         }

@@ -35,6 +35,12 @@ pub struct Args {
     /// NAME is what /proc/PID/fd showed and `cryopod inspect` shows, such as `pipe:[4127]`. In a shell: --inherit-fd 'pipe:[4127]=5' 5<file
     #[arg(long, value_name = "NAME=FD", value_parser = name_and_fd)]
     inherit_fd: Vec<(String, Arc<OwnedFd>)>,
+    /// Give the program a pid namespace of its own, where its pids are free whoever has them here
+    ///
+    /// It gets a mount namespace with a /proc of its own as well. Process 1 there is a small reaper, which stays for as long as anybody
+    /// does. The pid that is printed, or written to a file, is that which the program has here.
+    #[arg(long)]
+    new_pid_namespace: bool,
     /// Write the program's pid to FILE
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
@@ -97,6 +103,7 @@ impl Args {
             },
             pid_file: self.pid_file.clone(),
             tty: self.tty.clone(),
+            new_pid_namespace: self.new_pid_namespace,
             inherit: self.inherit_fd.clone(),
             jobs: self.jobs.map_or_else(default_jobs, std::num::NonZeroUsize::get),
         }
@@ -131,12 +138,12 @@ pub fn run(args: &Args, verbosity: Verbosity) -> Result<ExitCode> {
     for warning in &thawed.warnings {
         verbosity.say(format_args!("cryopod: warning: {warning}"));
     }
+    let pid = thawed.pid_outside;
     verbosity.detail(format_args!(
-        "pid {} goes on; {} bytes of memory; all threads let go within {:?}",
-        thawed.pid, thawed.memory_bytes, thawed.window
+        "pid {pid} goes on; {} bytes of memory; all threads let go within {:?}",
+        thawed.memory_bytes, thawed.window
     ));
     if args.detach {
-        let pid = thawed.pid;
         detach_pumps(thawed)?;
         // The program runs whether or not somebody reads this.
         writeln!(std::io::stdout(), "{pid}").with_context(|| format!("pid {pid} runs, but cannot be printed"))?;

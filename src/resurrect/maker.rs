@@ -5,8 +5,8 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::rc::Rc;
 
-use anyhow::{Context, Result};
-use nix::unistd::{Pid, getpgrp};
+use anyhow::{Context, Result, ensure};
+use nix::unistd::{Pid, getpgid, getpgrp};
 
 use super::brood::Brood;
 use super::layout;
@@ -191,6 +191,15 @@ impl<'a> Maker<'a> {
             Step::NewSession { pid } => self.new_session(pid),
             Step::Group { pid, group } => {
                 let group = group.unwrap_or_else(|| getpgrp().as_raw());
+                // Outside of our pid namespace: whoever is in it was born in it.
+                if group == 0 {
+                    let now = getpgid(Some(Pid::from_raw(pid))).context("getpgid")?;
+                    ensure!(
+                        now.as_raw() == 0,
+                        "pid {pid} cannot join thaw's process group, which is outside of its pid namespace: thaw it with --detach"
+                    );
+                    return Ok(());
+                }
                 self.call(pid, "setpgid", libc::SYS_setpgid, [0u64.into(), group.into()])
             }
             Step::End { pid, parent } => self.end(pid, parent),

@@ -60,7 +60,7 @@ impl Taken {
             pid,
             format!("id {}", self.id),
             format!("is taken by {}", self.holder),
-            &*self.remedy,
+            format!("{}; or thaw it with --new-pid-namespace", self.remedy),
         )
     }
 }

@@ -1,7 +1,7 @@
 //! Signals: waiting for them with where they came from, and sending any number.
 
 use nix::errno::Errno;
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::Pid;
 
 /// A signal that was waited for.
@@ -21,6 +21,12 @@ pub fn take_signal(set: &SigSet) -> nix::Result<()> {
         Ok(_) | Err(Errno::EAGAIN) => Ok(()),
         Err(errno) => Err(errno),
     }
+}
+
+pub fn ignore(signal: Signal) -> nix::Result<()> {
+    let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    // SAFETY: there is no handler.
+    unsafe { sigaction(signal, &ignore) }.map(drop)
 }
 
 /// sigwaitinfo(2).

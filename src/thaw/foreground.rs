@@ -31,6 +31,13 @@ const OWN: [Signal; 9] = [
     Signal::SIGPIPE,
 ];
 
+/// What waits once [`hold_signals`] was called.
+pub(super) fn passing_and_children() -> SigSet {
+    let mut set = passing();
+    set.add(Signal::SIGCHLD);
+    set
+}
+
 fn passing() -> SigSet {
     let mut set = SigSet::all();
     OWN.into_iter().for_each(|signal| set.remove(signal));
@@ -49,9 +56,7 @@ pub fn hold_signals_but_aborts() -> Result<()> {
 
 /// From here on signals for the program wait in our queue until [`follow`] passes them on. Call before the program goes on.
 pub fn hold_signals() -> Result<()> {
-    let mut set = passing();
-    set.add(Signal::SIGCHLD);
-    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), None).context("block signals")
+    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&passing_and_children()), None).context("block signals")
 }
 
 /// Stays until the program ends; returns its exit code, or 128+N where signal N ended it.
@@ -65,8 +70,7 @@ pub fn follow(thawed: Thawed, begins_stopped: bool) -> Result<u8> {
     let outputs = start_pumps(thawed.pumps);
     let_go_of_stdio()?;
     let mut expected_stop = begins_stopped;
-    let mut wait_for = passing();
-    wait_for.add(Signal::SIGCHLD);
+    let wait_for = passing_and_children();
     loop {
         if let Some(code) = follower.report(&mut expected_stop)? {
             follower.relay.take().map_or(Ok(()), Running::end)?;

@@ -15,9 +15,10 @@ use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::stat::Mode;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
-use nix::unistd::{getpgrp, isatty, tcgetpgrp};
+use nix::unistd::{isatty, tcgetpgrp};
 
 use super::foreground::stop_ourselves;
+use super::namespace::is_in_foreground;
 use crate::fd::open_again;
 use crate::image::state::Snapshot;
 use crate::sys::pty;
@@ -127,7 +128,7 @@ impl Relay {
     /// Waits, stopped, until our group is in the foreground: what comes from a terminal is for those who are. SIGTTOU and SIGTTIN are blocked
     /// (`hold_signals`).
     fn take_terminal(&self) -> Result<()> {
-        while tcgetpgrp(&self.own).is_ok_and(|group| group != getpgrp()) {
+        while tcgetpgrp(&self.own).is_ok() && !is_in_foreground(&self.own) {
             stop_ourselves()?;
         }
         let mut raw = self.before.clone();

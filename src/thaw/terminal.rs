@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 
+use super::namespace::is_in_foreground;
 use crate::fd::TerminalSettings;
 
 /// The controlling terminal, where we have one on stdin, stdout or stderr.
@@ -23,7 +24,10 @@ impl Terminal {
     }
 
     fn of_group(group: Pid) -> Option<Self> {
-        Self::own().filter(|terminal| tcgetpgrp(&terminal.0) == Ok(group))
+        Self::own().filter(|terminal| match group == getpgrp() {
+            true => is_in_foreground(&terminal.0),
+            false => tcgetpgrp(&terminal.0) == Ok(group),
+        })
     }
 
     /// SIGTTOU is blocked, see `foreground::hold_signals`, so that a background group may do this.

@@ -204,7 +204,7 @@ pub fn state(pid: i32) -> Option<char> {
 }
 
 /// Before a thaw traces the process it is a copy of thaw, and after that it is traced until it is let go.
-fn runs_by_itself(pid: i32) -> bool {
+pub fn runs_by_itself(pid: i32) -> bool {
     let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
     // Thaw has processes of its own under these ids for a moment, which are zombies before it waits for them.
     let is_thaws = exe == Path::new(CRYOPOD) || status(pid, "Name").as_deref() == Some("cryopod");
