@@ -328,9 +328,7 @@ fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -
     );
     refusals.extend(checked.refusals);
     refusals.extend(segments::check(snapshot)?);
-    let system_v = objects::check(snapshot)?;
-    refusals.extend(system_v.refusals);
-    warnings.extend(system_v.notes);
+    refusals.extend(objects::check(snapshot)?);
     let planned = plan(snapshot, &machine, wishes);
     let files = match files {
         Ok(files) => Some(files),

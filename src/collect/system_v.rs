@@ -1,14 +1,14 @@
 //! System V semaphores and message queues: which of this machine's are a tree's, and what is in them.
 //!
-//! They belong to no process. A tree's are those that one of it used last or waits in, and those that nobody who is alive was seen to use,
-//! if they were made while the tree was there, by a user of it.
+//! They belong to no process. A tree's are those that one of it used last, waits in, or has adjustments for. One that a tree has made but
+//! not used, or that a process used last that has ended, looks like any stranger's, and thawing what a stranger has removed meanwhile
+//! would be in that one's way: it is not taken.
 
 use std::collections::HashSet;
 
 use anyhow::{Context, Result};
 
 use super::proc::ProcDir;
-use super::status::Status;
 use crate::image::state::{MessageQueue, Semaphore, SemaphoreSet, Undo};
 use crate::refusal::Refusal;
 use crate::sysv::{QUEUES, Row, SEMAPHORES, queues, semaphores};
@@ -72,7 +72,7 @@ pub fn owned<'a>(
     if sets.is_empty() && all_queues.is_empty() {
         return Ok(owned);
     }
-    let owner = Owner::of(tree, all_ids)?;
+    let owner = Owner::of(tree, all_ids);
     let adjusted: HashSet<i32> = undos.map(|undo| undo.set).collect();
     for (row, found) in sets.0 {
         let ipc = row.ipc(SEMAPHORES.id);
@@ -80,110 +80,74 @@ pub fn owned<'a>(
         let seen = found.as_deref().unwrap_or_default();
         let users: Vec<i32> = seen.iter().map(|semaphore| semaphore.user).collect();
         let is_used = owner.waits_in_set.contains(&ipc.id) || adjusted.contains(&ipc.id);
-        let Some(presumed) = owner.presumed(&row, ipc.cuid, &users, is_used) else {
+        if !is_used && !owner.has_used(&users) {
             continue;
-        };
-        match found {
-            Ok(semaphores) => owned.sets.push(SemaphoreSet {
-                ipc,
-                presumed,
-                semaphores,
-            }),
-            Err(errno) => owned.unreadable(&owner, object.clone(), presumed, errno.desc()),
         }
-        owned.notes.extend(owner.note(&object, presumed, &users));
+        match found {
+            Ok(semaphores) => owned.sets.push(SemaphoreSet { ipc, semaphores }),
+            Err(errno) => owned.unreadable(&owner, &object, errno.desc()),
+        }
+        owned.notes.extend(owner.note(&object, &users));
     }
     for row in all_queues {
         let ipc = row.ipc(QUEUES.id);
         let object = format!("{} {}", QUEUES.what, ipc.id);
         let users = ["lspid", "lrpid"].map(|column| i32::try_from(row.get(column)).unwrap_or(0));
         let is_used = owner.waits_in_queue.contains(&ipc.id);
-        let Some(presumed) = owner.presumed(&row, ipc.cuid, &users, is_used) else {
+        if !is_used && !owner.has_used(&users) {
             continue;
-        };
-        match queues::look(&row, presumed) {
-            Ok(queue) => owned.queues.push(queue),
-            Err(error) => owned.unreadable(&owner, object.clone(), presumed, &format!("{error:#}")),
         }
-        owned.notes.extend(owner.note(&object, presumed, &users));
+        match queues::look(&row) {
+            Ok(queue) => owned.queues.push(queue),
+            Err(error) => owned.unreadable(&owner, &object, &format!("{error:#}")),
+        }
+        owned.notes.extend(owner.note(&object, &users));
     }
     Ok(owned)
 }
 
 impl Owned {
-    fn unreadable(&mut self, owner: &Owner, object: String, presumed: bool, why: &str) {
-        match presumed {
-            true => self
-                .notes
-                .push(format!("{object} may be its own, but cannot be looked into: {why}")),
-            false => {
-                let remedy = "run freeze as root, on a kernel with CONFIG_CHECKPOINT_RESTORE";
-                let reason = format!("cannot be looked into: {why}");
-                self.refusals.push(Refusal::new(owner.first, object, reason, remedy));
-            }
-        }
+    fn unreadable(&mut self, owner: &Owner<'_>, object: &str, why: &str) {
+        let remedy = "run freeze as root, on a kernel with CONFIG_CHECKPOINT_RESTORE";
+        let reason = format!("cannot be looked into: {why}");
+        self.refusals.push(Refusal::new(owner.first, object, reason, remedy));
     }
 }
 
 /// What tells a tree's objects.
-struct Owner {
+struct Owner<'a> {
     first: i32,
     /// Also of its processes that have ended.
-    ids: HashSet<i32>,
-    uids: HashSet<u32>,
-    /// When its first process began, in seconds since 1970.
-    began: i64,
+    ids: &'a HashSet<i32>,
     waits_in_set: HashSet<i32>,
     waits_in_queue: HashSet<i32>,
 }
 
-impl Owner {
-    fn of(tree: &StoppedTree, ids: &HashSet<i32>) -> Result<Self> {
-        let boot = procfs::boot_time_secs().context("btime of /proc/stat")?;
+impl<'a> Owner<'a> {
+    fn of(tree: &StoppedTree, ids: &'a HashSet<i32>) -> Self {
         let mut owner = Owner {
             first: tree.first().pid().as_raw(),
-            ids: ids.clone(),
-            uids: HashSet::new(),
-            began: i64::MAX,
+            ids,
             waits_in_set: HashSet::new(),
             waits_in_queue: HashSet::new(),
         };
-        for process in tree.processes() {
-            let stat = super::process::stat(&ProcDir::of(process.proc())?)?;
-            let began = boot + stat.starttime / procfs::ticks_per_second();
-            owner.began = owner.began.min(began.cast_signed());
-            for thread in process.threads() {
-                let status = Status::parse(thread.status()).context("status")?;
-                owner.uids.insert(status.credentials.uids[1]);
-                if thread.regs().interrupted().is_none() {
-                    continue;
-                }
-                let id = thread.regs().arguments()[0] as i32;
-                match thread.regs().syscall_number().map(u64::cast_signed) {
-                    Some(libc::SYS_semop | libc::SYS_semtimedop) => drop(owner.waits_in_set.insert(id)),
-                    Some(libc::SYS_msgsnd | libc::SYS_msgrcv) => drop(owner.waits_in_queue.insert(id)),
-                    _ => {}
-                }
+        let threads = tree.processes().iter().flat_map(|process| process.threads());
+        for thread in threads.filter(|thread| thread.regs().interrupted().is_some()) {
+            let id = thread.regs().arguments()[0] as i32;
+            match thread.regs().syscall_number().map(u64::cast_signed) {
+                Some(libc::SYS_semop | libc::SYS_semtimedop) => drop(owner.waits_in_set.insert(id)),
+                Some(libc::SYS_msgsnd | libc::SYS_msgrcv) => drop(owner.waits_in_queue.insert(id)),
+                _ => {}
             }
         }
-        Ok(owner)
+        owner
     }
 
-    /// None if it is not the tree's; else whether it only seems so.
-    fn presumed(&self, row: &Row, creator: u32, users: &[i32], is_used: bool) -> Option<bool> {
-        if is_used || users.iter().any(|user| self.ids.contains(user)) {
-            return Some(false);
-        }
-        let is_nobodys = !users.iter().any(|user| is_alive(*user));
-        let seems = is_nobodys && self.uids.contains(&creator) && row.get("ctime") >= self.began;
-        seems.then_some(true)
+    fn has_used(&self, users: &[i32]) -> bool {
+        users.iter().any(|user| self.ids.contains(user))
     }
 
-    fn note(&self, object: &str, presumed: bool, users: &[i32]) -> Option<String> {
-        if presumed {
-            let why = "was made while it ran, and nobody else was seen to use it: it is taken for its own";
-            return Some(format!("{object} {why}"));
-        }
+    fn note(&self, object: &str, users: &[i32]) -> Option<String> {
         let mut others = users.iter().filter(|user| !self.ids.contains(user) && is_alive(**user));
         let other = others.next()?;
         Some(format!(

@@ -14,7 +14,7 @@ use super::pipe_content::Content;
 use super::probe::Seen;
 use super::standard::{self, Pump, Stdio};
 use super::terminal::TerminalSettings;
-use super::thaw::{Check, ReopenContext};
+use super::thaw::{Check, ReopenContext, set_status_flags};
 use crate::image::state::{Description, Snapshot};
 
 /// A description that leads outside.
@@ -127,7 +127,9 @@ impl Kind for Outside {
             context.pipes.insert(inode, pipe);
         }
         if let Some(pipe) = self.pipe.and_then(|inode| context.pipes.get_mut(&inode)) {
-            return pipe.description(flags);
+            let end = pipe.description(flags)?;
+            set_status_flags(end.as_fd(), flags)?;
+            return Ok(end);
         }
         if context.watched && !standard::pollable(source)? {
             let (end, pump) = Pump::beside(source, self.becomes, flags)?;

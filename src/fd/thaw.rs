@@ -162,7 +162,7 @@ fn reopen_one(description: &Description, context: &mut ReopenContext) -> Result<
 /// Status flags that can be changed (fcntl(2), F_SETFL); O_ASYNC is never carried.
 pub const SETTABLE: i32 = libc::O_APPEND | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK;
 
-fn set_status_flags(file: BorrowedFd<'_>, recorded: u32) -> Result<()> {
+pub(super) fn set_status_flags(file: BorrowedFd<'_>, recorded: u32) -> Result<()> {
     let has = fcntl(file, FcntlArg::F_GETFL).context("fcntl F_GETFL")?;
     let recorded = recorded.cast_signed();
     if has & libc::O_PATH == 0 && has & SETTABLE != recorded & SETTABLE {

@@ -29,8 +29,6 @@ pub struct Segment {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SemaphoreSet {
     pub ipc: Ipc,
-    /// Nobody was seen to use it, and it may be somebody else's: where something stands against it, it is left out.
-    pub presumed: bool,
     pub semaphores: Vec<Semaphore>,
 }
 
@@ -55,8 +53,6 @@ pub struct Undo {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MessageQueue {
     pub ipc: Ipc,
-    /// As of [`SemaphoreSet::presumed`].
-    pub presumed: bool,
     /// msg_qbytes: how many bytes it holds at most.
     pub capacity: u64,
     /// msg_lspid and msg_lrpid: who sent and who received last; 0: nobody.

@@ -2,68 +2,50 @@
 
 use anyhow::{Context, Result};
 
-use super::{Kept, Objection, QUEUES, SEMAPHORES, queues, semaphores};
+use super::{Kept, Kind, Objection, QUEUES, Row, SEMAPHORES, queues, semaphores};
 use crate::image::state::Snapshot;
 use crate::refusal::Refusal;
 
-/// What stands against them here, and what is left out, for people; nothing is made yet.
-#[derive(Debug, Default)]
-pub struct Checked {
-    pub refusals: Vec<Refusal>,
-    pub notes: Vec<String>,
-}
-
-pub fn check(snapshot: &Snapshot) -> Result<Checked> {
-    let mut checked = Checked::default();
+/// What stands against them here; nothing is made yet.
+pub fn check(snapshot: &Snapshot) -> Result<Vec<Refusal>> {
     let pid = snapshot.processes.first().map_or(0, |process| process.pid);
-    let mut add = |object: String, presumed: bool, objection: Option<Objection>| match objection {
-        Some((reason, _)) if presumed => checked
-            .notes
-            .push(format!("{object} {reason}: left out, since nobody was seen to use it")),
-        Some((reason, remedy)) => checked.refusals.push(Refusal::new(pid, object, reason, remedy)),
-        None => {}
+    let refusal = |kind: &Kind, id: i32, objection: Option<Objection>| {
+        let object = format!("{} {id}", kind.what);
+        objection.map(|(reason, remedy)| Refusal::new(pid, object, reason, remedy))
     };
-    for (set, objection) in sets(snapshot)? {
-        add(format!("{} {}", SEMAPHORES.what, set.ipc.id), set.presumed, objection);
-    }
-    for (queue, objection) in all_queues(snapshot)? {
-        add(format!("{} {}", QUEUES.what, queue.ipc.id), queue.presumed, objection);
-    }
-    Ok(checked)
-}
-
-fn sets(snapshot: &Snapshot) -> Result<Vec<(&crate::image::state::SemaphoreSet, Option<Objection>)>> {
-    let sets = &snapshot.semaphore_sets;
-    let here = if sets.is_empty() {
-        Vec::new()
-    } else {
-        SEMAPHORES.table()?
-    };
-    let judged = sets.iter().map(|set| (set, semaphores::against(set, snapshot, &here)));
-    Ok(judged.collect())
-}
-
-fn all_queues(snapshot: &Snapshot) -> Result<Vec<(&crate::image::state::MessageQueue, Option<Objection>)>> {
-    let queues = &snapshot.message_queues;
-    let here = if queues.is_empty() { Vec::new() } else { QUEUES.table()? };
-    let judged = queues
+    let (sets, queues) = (&snapshot.semaphore_sets, &snapshot.message_queues);
+    let here = table_for(&SEMAPHORES, sets)?;
+    let against = sets
         .iter()
-        .map(|queue| (queue, queues::against(queue, snapshot, &here)));
-    Ok(judged.collect())
+        .map(|set| (set.ipc.id, semaphores::against(set, snapshot, &here)));
+    let mut refusals: Vec<Refusal> = against
+        .filter_map(|(id, objection)| refusal(&SEMAPHORES, id, objection))
+        .collect();
+    let here = table_for(&QUEUES, queues)?;
+    let against = queues
+        .iter()
+        .map(|queue| (queue.ipc.id, queues::against(queue, snapshot, &here)));
+    refusals.extend(against.filter_map(|(id, objection)| refusal(&QUEUES, id, objection)));
+    Ok(refusals)
 }
 
-/// Makes them all, or finds them again. Dropped before they are kept, what is new is removed.
+/// Not read where nobody asks.
+fn table_for<T>(kind: &Kind, wanted: &[T]) -> Result<Vec<Row>> {
+    if wanted.is_empty() {
+        Ok(Vec::new())
+    } else {
+        kind.table()
+    }
+}
+
+/// Makes them all, or finds them again; they were [checked](check). Dropped before they are kept, what is new is removed.
 pub fn make(snapshot: &Snapshot) -> Result<Vec<Kept>> {
     let mut kept = Vec::new();
-    for (set, objection) in sets(snapshot)? {
-        if objection.is_none() {
-            kept.push(semaphores::make(set).with_context(|| format!("{} {}", SEMAPHORES.what, set.ipc.id))?);
-        }
+    for set in &snapshot.semaphore_sets {
+        kept.push(semaphores::make(set).with_context(|| format!("{} {}", SEMAPHORES.what, set.ipc.id))?);
     }
-    for (queue, objection) in all_queues(snapshot)? {
-        if objection.is_none() {
-            kept.push(queues::make(queue).with_context(|| format!("{} {}", QUEUES.what, queue.ipc.id))?);
-        }
+    for queue in &snapshot.message_queues {
+        kept.push(queues::make(queue).with_context(|| format!("{} {}", QUEUES.what, queue.ipc.id))?);
     }
     Ok(kept)
 }

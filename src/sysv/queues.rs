@@ -8,7 +8,7 @@ use super::{Kept, Objection, QUEUES, Row, msg};
 use crate::image::state::{Message, MessageQueue, Snapshot};
 
 /// A queue that the kernel lists, with its messages.
-pub fn look(row: &Row, presumed: bool) -> Result<MessageQueue> {
+pub fn look(row: &Row) -> Result<MessageQueue> {
     let ipc = row.ipc(QUEUES.id);
     let facts = msg::facts(ipc.id).context("msgctl IPC_STAT")?;
     let mut buffer = vec![0; 8 + longest()?];
@@ -22,7 +22,6 @@ pub fn look(row: &Row, presumed: bool) -> Result<MessageQueue> {
     }
     Ok(MessageQueue {
         ipc,
-        presumed,
         capacity: facts.msg_qbytes,
         sender: facts.msg_lspid,
         receiver: facts.msg_lrpid,
@@ -44,7 +43,7 @@ fn setting<T: std::str::FromStr<Err: Send + Sync + std::error::Error + 'static>>
 /// What stands against it here.
 pub(super) fn against(queue: &MessageQueue, snapshot: &Snapshot, here: &[Row]) -> Option<Objection> {
     let objection = QUEUES.against(&queue.ipc, here, |row| {
-        let now = match look(row, queue.presumed) {
+        let now = match look(row) {
             Ok(now) => now,
             Err(error) => return Some((format!("cannot be looked into: {error:#}"), "run thaw as root".into())),
         };
@@ -103,7 +102,7 @@ pub(super) fn make(queue: &MessageQueue) -> Result<Kept> {
     };
     let is_as_it_was = found
         .as_ref()
-        .map(|row| look(row, queue.presumed))
+        .map(look)
         .transpose()?
         .is_some_and(|now| now.messages == queue.messages);
     if !is_as_it_was {
@@ -149,7 +148,7 @@ fn fill(queue: &MessageQueue) -> Result<()> {
         true => {}
         false => drop(send(&messages).context("msgsnd")?),
     }
-    let now = QUEUES.find(id)?.map(|row| look(&row, queue.presumed)).transpose()?;
+    let now = QUEUES.find(id)?.map(|row| look(&row)).transpose()?;
     if now.is_none_or(|now| now.messages != queue.messages) {
         bail!("somebody else uses it at the same time");
     }

@@ -81,11 +81,8 @@ pub type Users = BTreeMap<i32, Vec<(i32, Vec<(u16, u16)>)>>;
 pub fn users(snapshot: &Snapshot) -> Result<Users> {
     let mut users = Users::new();
     for set in &snapshot.semaphore_sets {
-        let found = SEMAPHORES.find(set.ipc.id)?;
-        let Some(now) = found.filter(|row| count(row) == set.semaphores.len()) else {
-            continue; // left out
-        };
-        let now = look(&now).context("semctl GETPID")?;
+        let found = SEMAPHORES.find(set.ipc.id)?.context("a set of semaphores has gone")?;
+        let now = look(&found).context("semctl GETPID")?;
         let mut of_set: BTreeMap<i32, Vec<(u16, u16)>> = BTreeMap::new();
         for (number, (then, now)) in (0..).zip(set.semaphores.iter().zip(now)) {
             if then.user != 0 && then.user != now.user {

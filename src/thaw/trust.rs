@@ -171,6 +171,7 @@ mod tests {
     #[test]
     fn a_segment_of_somebody_else_is_not_for_the_owner_of_the_file() {
         let mut snapshot = crate::image::sample::snapshot(1, 1);
+        (snapshot.semaphore_sets, snapshot.message_queues) = (vec![], vec![]);
         let owner = Owner {
             uid: 1000,
             writable_by_others: false,

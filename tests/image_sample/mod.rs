@@ -84,12 +84,10 @@ pub fn snapshot(heap: u64, object: u64) -> Snapshot {
         }],
         semaphore_sets: vec![SemaphoreSet {
             ipc: ipc(3, 0x5300_0001),
-            presumed: false,
             semaphores: vec![Semaphore { value: 2, user: 100 }, Semaphore { value: 0, user: 0 }],
         }],
         message_queues: vec![MessageQueue {
             ipc: ipc(4, 0),
-            presumed: true,
             capacity: 16384,
             sender: 100,
             receiver: 0,
