@@ -7,6 +7,7 @@ mod alone;
 mod apart;
 pub mod fds;
 mod groups;
+pub mod mqueue;
 pub mod probe;
 pub mod process;
 pub mod pty;

@@ -23,7 +23,7 @@ use anyhow::{Context, Result};
 use nix::unistd::{Pid, getpgrp};
 
 use crate::arch;
-use crate::fd::{self, MadePty, OwnerCall, Pump, ReopenContext, Stdio};
+use crate::fd::{self, MadePty, MadeQueue, OwnerCall, Pump, ReopenContext, Stdio};
 use crate::image::read::{Group, Reader};
 use crate::image::state::{Process, Snapshot};
 use crate::refusal::{Refusal, Refused};
@@ -143,6 +143,7 @@ fn thaw_from<R: Read>(
     } = brought.map_err(|error| taken_meanwhile(error, &snapshot))?;
     made.shared_memory.keep();
     made.system_v.iter_mut().for_each(Kept::keep);
+    made.queues.iter_mut().for_each(MadeQueue::keep);
     warnings.extend(notes);
     Ok(Thawed {
         pid: made.plan.pid,
@@ -366,6 +367,7 @@ struct Made {
     shared: Vec<OwnedFd>,
     shared_memory: SharedMemory,
     system_v: Vec<Kept>,
+    queues: Vec<MadeQueue>,
     descriptions: Vec<OwnedFd>,
     pumps: Vec<Pump>,
     terminal: Option<OwnedFd>,
@@ -381,6 +383,7 @@ fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
     let system_v = objects::make(snapshot)?;
     let mut context = ReopenContext::new(shared_memory.duplicates()?, fd::make_ptys(snapshot)?, decided.stdio);
     let descriptions = fd::reopen(snapshot, &mut context)?;
+    let queues = context.take_queues();
     let Decided {
         plan,
         inherited,
@@ -398,6 +401,7 @@ fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
         shared: context.shared,
         shared_memory,
         system_v,
+        queues,
         descriptions,
         pumps: context.pumps,
         terminal: context.stdio.terminal,

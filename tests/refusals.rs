@@ -81,6 +81,8 @@ refused! {
     a_posix_lock: "posix_lock", "fd ", "lock";
     a_lock_of_a_file: "flock", "fd ", "lock";
     a_thread_with_its_own_adjustments_of_semaphores: "undo_list", "thread ", "its System V semaphore adjustments";
+    a_message_queue_that_tells_of_messages: "queue_notified", "fd ", "mq_notify";
+    a_message_queue_of_somebody_else_too: "queue_outsider", "fd ", "used by several processes";
     a_pseudo_terminal_that_nobody_has_opened: "pty_unopened", "fd ", "nobody has opened yet", "freeze again";
     a_pseudo_terminal_of_somebody_else_too: "pty_outsider", "fd ", "has open, too", "freeze it along";
     a_process_with_the_same_memory: "memory_sharer", "process ", "shares its memory";

@@ -59,6 +59,7 @@ mod tree {
     use super::*;
 
     roundtrip!(deleted_shared, "tree/deleted_shared.c");
+    roundtrip!(posix_queues, "tree/posix_queues.c");
     roundtrip!(pty_sessions, "tree/pty_sessions.c");
     roundtrip!(sessions, "tree/sessions.c");
     roundtrip!(sharing, "tree/sharing.c");

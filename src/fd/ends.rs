@@ -1,4 +1,4 @@
-//! What the processes have in common with others: the other end of a pipe, FIFO or pseudo-terminal.
+//! What the processes have in common with others: the other end of a pipe, FIFO or pseudo-terminal, a message queue.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -32,17 +32,17 @@ struct End {
 impl Ends {
     pub fn new(pids: &[Pid], all: &[Seen]) -> Result<Self> {
         let mut ends: HashMap<_, End> = HashMap::new();
-        let fifos = || {
+        let fifos_and_queues = || {
             all.iter()
-                .filter(|seen| seen.file_type() == libc::S_IFIFO && !seen.only_path())
+                .filter(|seen| (seen.file_type() == libc::S_IFIFO && !seen.only_path()) || seen.on_mqueue)
         };
-        for seen in fifos() {
+        for seen in fifos_and_queues() {
             let end = ends.entry(seen.inode()).or_default();
             end.readable |= seen.readable();
             end.writable |= seen.writable();
         }
         // To a pipe whose other end is gone nobody can add anything, whoever else has an end like ours.
-        let asked = fifos().filter(|seen| {
+        let asked = fifos_and_queues().filter(|seen| {
             let end = &ends[&seen.inode()];
             !is_pipe(seen) || (end.readable && end.writable)
         });

@@ -66,6 +66,7 @@ mod tests {
             info: FdInfo::parse("pos:\t0\nflags:\t02\n".into()).unwrap(),
             status_flags: 2,
             stat: nix::sys::stat::fstat(std::io::stderr()).unwrap(),
+            on_mqueue: false,
             tty: None,
             ready: nix::poll::PollFlags::empty(),
             signal_owner: 0,

@@ -136,6 +136,7 @@ kinds! {
     14 => pty::Master,
     15 => pty::Slave,
     16 => pty::HungUp,
+    17 => mqueue::Mqueue,
 }
 
 fn decode_payload<T: DeserializeOwned>(payload: &[u8]) -> Result<T> {

@@ -142,5 +142,6 @@ impl Content {
 
 /// Whether no name leads to the regular file any more.
 pub fn is_nameless(seen: &Seen) -> bool {
-    seen.file_type() == libc::S_IFREG && !seen.only_path() && seen.stat.st_nlink == 0 && seen.link.starts_with(b"/")
+    let is_file = seen.file_type() == libc::S_IFREG && !seen.only_path() && !seen.on_mqueue;
+    is_file && seen.stat.st_nlink == 0 && seen.link.starts_with(b"/")
 }

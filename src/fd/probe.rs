@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 
 use super::fdinfo::FdInfo;
 use super::pty::Tty;
-use crate::sys::{self, fds};
+use crate::sys::{self, fds, mqueue};
 
 /// Facts of one descriptor. The duplicate that they were read from is closed again.
 #[derive(Debug, Clone)]
@@ -28,6 +28,8 @@ pub struct Seen {
     pub tty: Option<Tty>,
     /// Of a pipe or FIFO: what poll(2) says, which tells whether the other end is open anywhere.
     pub ready: PollFlags,
+    /// It is a POSIX message queue.
+    pub on_mqueue: bool,
     /// Who gets signals by O_ASYNC, and which signal if not SIGIO.
     pub signal_owner: i32,
     pub io_signal: i32,
@@ -80,6 +82,9 @@ impl<'a> Source<'a> {
         Ok(Seen {
             owner,
             fd,
+            on_mqueue: !only_path
+                && file_type(&stat) == libc::S_IFREG
+                && mqueue::is_mqueue(&file).context("fstatfs")?,
             link: link.as_bytes().to_vec(),
             info: self.fdinfo(fd)?,
             status_flags,

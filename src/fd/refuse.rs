@@ -20,8 +20,9 @@ pub fn whatever_kind(seen: &Seen, shared: &SharedObjects) -> Result<(), Unfit> {
             "have the program take that back first",
         ));
     }
-    // open(2) does not keep it, TIOCGPTPEER(2const) does; then fdinfo shows it for all descriptors (seq_show(), fs/proc/fd.c).
-    if seen.status_flags & libc::O_CLOEXEC != 0 {
+    // open(2) does not keep it, TIOCGPTPEER(2const) does; then fdinfo shows it for all descriptors (seq_show(), fs/proc/fd.c). mq_open(3)
+    // does, too, but then it is what each descriptor begins with.
+    if seen.status_flags & libc::O_CLOEXEC != 0 && !seen.on_mqueue {
         return Err(Unfit::refused(
             "was opened by TIOCGPTPEER with O_CLOEXEC, which hides whether the descriptor is closed on exec",
             "have the program open it without",

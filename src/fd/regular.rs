@@ -24,7 +24,7 @@ pub struct Regular {
 impl Kind for Regular {
     fn claims(seen: &Seen, look: &Look<'_>) -> bool {
         let regular = seen.file_type() == libc::S_IFREG && !seen.only_path();
-        regular && !is_nameless(seen) && !look.shared.holds(&seen.stat)
+        regular && !seen.on_mqueue && !is_nameless(seen) && !look.shared.holds(&seen.stat)
     }
 
     fn describe(probe: &Probe<'_>, _look: &mut Look<'_>) -> Result<Self, Unfit> {

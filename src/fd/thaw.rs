@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::kind::{AnyKind, Made};
+use super::mqueue::MadeQueue;
 use super::pty::MadePty;
 use super::standard::{Pump, Stdio};
 use super::{limit, shared};
@@ -108,6 +109,8 @@ pub struct ReopenContext {
     /// Pipes and FIFOs of which more descriptions are to come.
     pub(super) pipes: Made<super::pipe::MadePipe>,
     pub(super) nameless: Made<OwnedFd>,
+    /// By their inodes at the freeze.
+    pub(super) queues: Vec<((u64, u64), MadeQueue)>,
 }
 
 impl ReopenContext {
@@ -120,7 +123,13 @@ impl ReopenContext {
             watched: false,
             pipes: Made::new(),
             nameless: Made::new(),
+            queues: Vec::new(),
         }
+    }
+
+    /// What was made anew and has a name stays, whoever comes and goes.
+    pub fn take_queues(&mut self) -> Vec<MadeQueue> {
+        self.queues.drain(..).map(|(_, queue)| queue).collect()
     }
 
     pub(super) fn pty(&self, index: u32) -> Result<&MadePty> {
