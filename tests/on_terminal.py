@@ -280,6 +280,33 @@ def vim():
     editor.end()
 
 
+def emacs():
+    with open('text', 'w') as text:
+        text.write('one\ntwo\nthree\n')
+    editor = Screen('emacs', '-nw', '-Q', 'text')
+    editor.expect('three')
+    editor.type('zero\n\x18\x32\x1b>four\n')  # two windows, of which one is at the end
+    editor.expect('four')
+    for turn in range(2):
+        editor.again((30 + turn, 80))
+        editor.expect('zero')  # the screen is drawn anew
+        editor.type(f'more {turn}\n')
+        editor.expect(f'more {turn}')
+    editor.type('\x18\x13')
+    editor.expect('Wrote')
+    with open('text') as text:
+        assert text.read() == 'zero\none\ntwo\nthree\nfour\nmore 0\nmore 1\n'
+    editor.type('\x1f' * 30)  # undo, to the beginning; what is typed meanwhile is thrown away
+    editor.expect('No further undo')
+    time.sleep(0.2)
+    editor.type('\x18\x13')
+    editor.expect('Wrote')
+    with open('text') as text:
+        assert text.read() == 'one\ntwo\nthree\n'
+    editor.type('\x18\x03')
+    editor.end()
+
+
 def script():
     """A pseudo-terminal inside the tree: script's, on which bash leads another session."""
     recorder = Screen('script', '-q', '-f', 'log', '-c', "exec env PS1='$ ' bash --norc --noprofile -i")

@@ -70,6 +70,7 @@ mod tree {
     roundtrip!(inherited, "tree/inherited.c");
     roundtrip!(stopped, "tree/stopped.c");
     roundtrip!(wide_and_deep, "tree/wide_and_deep.c");
+    roundtrip!(worker_pool, "tree/worker_pool.c");
     roundtrip!(zombies, "tree/zombies.c");
 }
 
@@ -181,6 +182,7 @@ mod descriptors {
     roundtrip!(eventfd, "fd/eventfd.c");
     roundtrip!(fifo, "fd/fifo.c");
     roundtrip!(files, "fd/files.c");
+    roundtrip!(io_signals, "fd/io_signals.c");
     roundtrip!(many, "fd/many.c");
     roundtrip!(memfd, "fd/memfd.c");
     roundtrip!(pipe, "fd/pipe.c");

@@ -69,7 +69,7 @@ mod tests {
             on_mqueue: false,
             tty: None,
             ready: nix::poll::PollFlags::empty(),
-            signal_owner: 0,
+            signal_owner: (0, 0),
             io_signal: 0,
         }
     }

@@ -170,6 +170,7 @@ mod tests {
             kind: 9999,
             label: String::new(),
             status_flags: 0,
+            io_signals: None,
             payload: vec![],
         };
         let error = AnyKind::decode(&description).unwrap_err();
@@ -190,6 +191,7 @@ mod tests {
                         kind,
                         label: String::new(),
                         status_flags: 0,
+                        io_signals: None,
                         payload,
                     };
                     let _any_outcome = AnyKind::decode(&description);

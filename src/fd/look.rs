@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
+use nix::fcntl::AtFlags;
+use nix::sys::stat::fstatat;
 use nix::unistd::Pid;
 
 use super::ends::{self, Ends};
@@ -12,8 +14,8 @@ use super::inputs::Inputs;
 use super::kind::{AnyKind, Probe, Unfit};
 use super::probe::{Seen, Source};
 use super::pty;
-use super::{SharedObjects, identity, limit, refuse, stdio};
-use crate::image::state::{Description, FdEntry, FdTable, Pty};
+use super::{SharedObjects, identity, io_signals, limit, refuse, stdio};
+use crate::image::state::{Description, FdEntry, FdTable, IoSignals, Pty};
 use crate::refusal::Refusal;
 
 /// The tables of descriptors of processes, in their order, with the descriptions that they refer to, and what is not carried.
@@ -55,6 +57,17 @@ impl Look<'_> {
     /// In our own table, see [`Source::duplicate`].
     pub fn duplicate(&self, seen: &Seen) -> Result<OwnedFd> {
         self.sources[seen.owner].duplicate(seen.fd)
+    }
+
+    pub fn has_process(&self, pid: i32) -> bool {
+        self.sources.iter().any(|source| source.pid.as_raw() == pid)
+    }
+
+    pub fn has_thread(&self, tid: i32) -> bool {
+        let task = format!("task/{tid}");
+        self.sources
+            .iter()
+            .any(|source| fstatat(source.proc, task.as_str(), AtFlags::empty()).is_ok())
     }
 
     pub fn fdinfo(&self, seen: &Seen) -> Result<FdInfo> {
@@ -127,13 +140,14 @@ fn record(looked: &mut Looked, look: &mut Look<'_>, indices: &[usize]) -> Result
         file: look.duplicate(seen)?,
     };
     match describe(&probe, look) {
-        Ok((kind, payload)) => {
+        Ok((kind, io_signals, payload)) => {
             let description = u32::try_from(looked.descriptions.len()).context("too many descriptions")?;
             let status_flags = seen.status_flags.cast_unsigned();
             looked.descriptions.push(Description {
                 kind,
                 label: seen.link_text(),
                 status_flags,
+                io_signals,
                 payload,
             });
             for seen in indices.iter().map(|&index| &all[index]) {
@@ -177,9 +191,11 @@ fn look_into_ptys(looked: &mut Looked, look: &Look<'_>) -> Result<()> {
     Ok(())
 }
 
-fn describe(probe: &Probe<'_>, look: &mut Look<'_>) -> Result<(u16, Vec<u8>), Unfit> {
+fn describe(probe: &Probe<'_>, look: &mut Look<'_>) -> Result<(u16, Option<IoSignals>, Vec<u8>), Unfit> {
     refuse::whatever_kind(probe.seen, look.shared)?;
-    AnyKind::describe(probe, look).unwrap_or_else(|| Err(refuse::unclaimed(probe.seen)))
+    let io_signals = io_signals::of(probe.seen, look)?;
+    let described = AnyKind::describe(probe, look).unwrap_or_else(|| Err(refuse::unclaimed(probe.seen)));
+    described.map(|(kind, payload)| (kind, io_signals, payload))
 }
 
 fn list(numbers: impl Iterator<Item = i32>) -> String {

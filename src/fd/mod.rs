@@ -15,6 +15,7 @@ mod fifo;
 mod holders;
 mod identity;
 mod inputs;
+mod io_signals;
 mod kind;
 mod limit;
 mod look;
@@ -38,6 +39,7 @@ mod thaw;
 mod timerfd;
 
 pub use inputs::Inputs;
+pub use io_signals::IoSignalsCall;
 pub use kind::name as kind_name;
 pub use look::{Looked, look};
 pub use mqueue::MadeQueue;

@@ -30,8 +30,8 @@ pub struct Seen {
     pub ready: PollFlags,
     /// It is a POSIX message queue.
     pub on_mqueue: bool,
-    /// Who gets signals by O_ASYNC, and which signal if not SIGIO.
-    pub signal_owner: i32,
+    /// Who gets signals by O_ASYNC (F_GETOWN_EX), and which signal if not SIGIO.
+    pub signal_owner: (i32, i32),
     pub io_signal: i32,
 }
 
@@ -98,7 +98,7 @@ impl<'a> Source<'a> {
                 PollFlags::empty()
             },
             signal_owner: if only_path {
-                0
+                (0, 0)
             } else {
                 fds::signal_owner(file.as_fd()).context("fcntl F_GETOWN_EX")?
             },

@@ -4,7 +4,7 @@ use super::SharedObjects;
 use super::kind::Unfit;
 use super::probe::Seen;
 
-/// State that no kind carries: locks and signals of O_ASYNC.
+/// State that no kind carries: locks.
 pub fn whatever_kind(seen: &Seen, shared: &SharedObjects) -> Result<(), Unfit> {
     if let Some(lock) = seen.info.values("lock").next() {
         // "1: POSIX  ADVISORY  WRITE 4127 fe:00:1443 0 EOF": lock_get_status(), fs/locks.c.
@@ -12,12 +12,6 @@ pub fn whatever_kind(seen: &Seen, shared: &SharedObjects) -> Result<(), Unfit> {
         return Err(Unfit::refused(
             format!("holds a {kind} lock, which cryopod does not carry yet"),
             "freeze while the program holds no lock (for a database: between transactions)",
-        ));
-    }
-    if seen.signal_owner != 0 || seen.io_signal != 0 || seen.status_flags & libc::O_ASYNC != 0 {
-        return Err(Unfit::refused(
-            "sends signals when it is ready (F_SETOWN, F_SETSIG or O_ASYNC of fcntl(2)), which cryopod does not carry yet",
-            "have the program take that back first",
         ));
     }
     // open(2) does not keep it, TIOCGPTPEER(2const) does; then fdinfo shows it for all descriptors (seq_show(), fs/proc/fd.c). mq_open(3)

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use super::io_signals::{self, IoSignalsCall};
 use super::kind::{AnyKind, Made};
 use super::mqueue::MadeQueue;
 use super::pty::MadePty;
@@ -168,7 +169,7 @@ fn reopen_one(description: &Description, context: &mut ReopenContext) -> Result<
     Ok(file)
 }
 
-/// Status flags that can be changed (fcntl(2), F_SETFL); O_ASYNC is never carried.
+/// Status flags that can be changed (fcntl(2), F_SETFL), but O_ASYNC, which comes last ([`io_signals`]).
 pub const SETTABLE: i32 = libc::O_APPEND | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK;
 
 pub(super) fn set_status_flags(file: BorrowedFd<'_>, recorded: u32) -> Result<()> {
@@ -186,6 +187,8 @@ pub(super) fn set_status_flags(file: BorrowedFd<'_>, recorded: u32) -> Result<()
 pub enum OwnerCall {
     /// epoll_ctl(2), EPOLL_CTL_ADD.
     EpollAdd { epfd: i32, fd: i32, events: u32, data: u64 },
+    /// With its own rights.
+    IoSignals(IoSignalsCall),
 }
 
 /// The calls for each table, in order. The snapshot was checked. Of a description that several tables refer to, the first makes them.
@@ -202,6 +205,8 @@ pub fn relink(snapshot: &Snapshot) -> Result<Vec<Vec<OwnerCall>>> {
             let kind = AnyKind::decode(&snapshot.descriptions[index as usize])
                 .with_context(|| name(snapshot, index as usize))?;
             calls.extend(kind.relink(numbers));
+            let io_signals = io_signals::call(&snapshot.descriptions[index as usize], numbers[0]);
+            calls.extend(io_signals.map(OwnerCall::IoSignals));
         }
         done.extend(numbers.into_keys());
         all.push(calls);

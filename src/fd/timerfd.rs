@@ -263,6 +263,7 @@ mod tests {
             kind: 0,
             label: String::new(),
             status_flags: 0,
+            io_signals: None,
             payload: vec![],
         };
         timer

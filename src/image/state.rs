@@ -274,8 +274,20 @@ pub struct Description {
     pub label: String,
     /// As fcntl(F_GETFL) shows them.
     pub status_flags: u32,
+    pub io_signals: Option<IoSignals>,
     /// The kind's own data, in postcard.
     pub payload: Vec<u8>,
+}
+
+/// Who gets a signal when a description is ready (fcntl(2), F_SETOWN_EX and F_SETSIG); O_ASYNC is a status flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoSignals {
+    /// F_OWNER_TID 0, F_OWNER_PID 1, F_OWNER_PGRP 2.
+    pub kind: i32,
+    /// 0: nobody.
+    pub owner: i32,
+    /// 0: SIGIO, without a siginfo_t.
+    pub signal: i32,
 }
 
 /// struct kernel_sigaction of the architecture, in host-independent form.

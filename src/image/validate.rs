@@ -61,6 +61,15 @@ pub fn validate(snapshot: &Snapshot, header: &Header) -> Checked {
         ensure(is_in_order, || format!("/dev/pts/{} is out of order", pty.number))?;
         check_pty(pty).map_err(|reason| format!("/dev/pts/{}: {reason}", pty.number))?;
     }
+    for signals in snapshot
+        .descriptions
+        .iter()
+        .filter_map(|description| description.io_signals)
+    {
+        ensure((0..=SIGNAL_MAX).contains(&signals.signal), || {
+            format!("a descriptor sends signal {}", signals.signal)
+        })?;
+    }
     for object in &snapshot.shared_objects {
         check_object(object)?;
     }

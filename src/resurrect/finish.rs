@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use super::process::{Parts, Rebuilt, sigmask_bit};
 use super::script::{Arg, Script};
 use super::{descriptors, maps, seccomp, settings, threads, timers};
-use crate::fd::OwnerCall;
+use crate::fd::{IoSignalsCall, OwnerCall};
 use crate::image::state::{Memory, Process, SignalAction};
 use std::os::fd::AsRawFd;
 
@@ -46,6 +46,9 @@ impl Rebuilt<'_> {
         seccomp::install_own(&mut script, process, leader)?;
         threads::set_own(&mut script, leader, self.parts.inherited)?;
         set_after_credentials(&mut script, process)?;
+        for call in &self.parts.owner_calls {
+            set_io_signals(&mut script, call)?;
+        }
         threads::queue_own_signals(&mut script, pid, leader.tid, &leader.pending)?;
         threads::queue_shared_signals(&mut script, pid, &process.pending)?;
         threads::register_rseq(&mut script, leader)?;
@@ -114,7 +117,7 @@ fn set_process(script: &mut Script<'_>, parts: &Parts<'_>) -> Result<()> {
     timers::create(script, &process.posix_timers)?;
     descriptors::arrange(script, &parts.moves)?;
     for call in &parts.owner_calls {
-        run_owner_call(script, call)?;
+        add_to_epoll(script, call)?;
     }
     script.call("umask", libc::SYS_umask, [process.umask.into()])?;
     for limit in &process.rlimits {
@@ -212,19 +215,41 @@ pub(super) fn action_bytes(action: &SignalAction) -> Vec<u8> {
         .collect()
 }
 
-fn run_owner_call(script: &mut Script<'_>, call: &OwnerCall) -> Result<()> {
-    match *call {
-        OwnerCall::EpollAdd { epfd, fd, events, data } => {
-            // struct epoll_event is packed on x86_64 (include/uapi/linux/eventpoll.h).
-            let mut event = events.to_ne_bytes().to_vec();
-            event.extend(data.to_ne_bytes());
-            let args = [
-                epfd.into(),
-                libc::EPOLL_CTL_ADD.into(),
-                fd.into(),
-                event.as_slice().into(),
-            ];
-            script.call("epoll_ctl(EPOLL_CTL_ADD)", libc::SYS_epoll_ctl, args)
-        }
+fn add_to_epoll(script: &mut Script<'_>, call: &OwnerCall) -> Result<()> {
+    let OwnerCall::EpollAdd { epfd, fd, events, data } = *call else {
+        return Ok(());
+    };
+    // struct epoll_event is packed on x86_64 (include/uapi/linux/eventpoll.h).
+    let mut event = events.to_ne_bytes().to_vec();
+    event.extend(data.to_ne_bytes());
+    let args = [
+        epfd.into(),
+        libc::EPOLL_CTL_ADD.into(),
+        fd.into(),
+        event.as_slice().into(),
+    ];
+    script.call("epoll_ctl(EPOLL_CTL_ADD)", libc::SYS_epoll_ctl, args)
+}
+
+/// With the credentials of the program, which the kernel notes. O_ASYNC last: from then on signals are sent.
+fn set_io_signals(script: &mut Script<'_>, call: &OwnerCall) -> Result<()> {
+    const F_SETSIG: i32 = 10;
+    const F_SETOWN_EX: i32 = 15;
+    let OwnerCall::IoSignals(IoSignalsCall {
+        fd,
+        signals,
+        status_flags,
+    }) = *call
+    else {
+        return Ok(());
+    };
+    let mut fcntl =
+        |name, command: i32, arg: Arg<'_>| script.call(name, libc::SYS_fcntl, [fd.into(), command.into(), arg]);
+    // struct f_owner_ex.
+    let owner = [signals.kind, signals.owner].map(i32::to_ne_bytes).concat();
+    if signals.owner != 0 {
+        fcntl("fcntl(F_SETOWN_EX)", F_SETOWN_EX, owner.as_slice().into())?;
     }
+    fcntl("fcntl(F_SETSIG)", F_SETSIG, signals.signal.into())?;
+    fcntl("fcntl(F_SETFL)", libc::F_SETFL, status_flags.into())
 }

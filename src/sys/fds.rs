@@ -63,8 +63,8 @@ pub fn kcmp_epoll_target(pid: Pid, fd: RawFd, epoll: RawFd, target: RawFd, nth: 
     }
 }
 
-/// fcntl(2), F_GETOWN_EX: who gets the signals of O_ASYNC; 0 is nobody.
-pub fn signal_owner(fd: BorrowedFd<'_>) -> io::Result<i32> {
+/// fcntl(2), F_GETOWN_EX: who gets the signals of O_ASYNC, by kind (F_OWNER_*) and id; the id 0 is nobody.
+pub fn signal_owner(fd: BorrowedFd<'_>) -> io::Result<(i32, i32)> {
     const F_GETOWN_EX: i32 = 16;
     /// struct f_owner_ex, fcntl(2).
     #[repr(C)]
@@ -75,7 +75,7 @@ pub fn signal_owner(fd: BorrowedFd<'_>) -> io::Result<i32> {
     let mut owner = Owner { kind: 0, pid: 0 };
     // SAFETY: F_GETOWN_EX writes one f_owner_ex.
     done(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, &raw mut owner) })?;
-    Ok(owner.pid)
+    Ok((owner.kind, owner.pid))
 }
 
 /// fcntl(2), F_GETSIG: the signal of O_ASYNC; 0 is SIGIO.

@@ -129,6 +129,7 @@ fn description(kind: u16, label: &str) -> Description {
         kind,
         label: label.into(),
         status_flags: 2,
+        io_signals: None,
         payload: vec![1, 2, 3],
     }
 }
