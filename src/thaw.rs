@@ -38,6 +38,7 @@ use terminal::Lending;
 
 pub use crate::resurrect::timens::ClockPolicy;
 pub use files::FileCheck;
+pub use screen::Tty;
 pub use trust::Trust;
 
 #[derive(Debug, Clone)]
@@ -50,7 +51,7 @@ pub struct Options {
     pub trust: Trust,
     pub pid_file: Option<PathBuf>,
     /// What the terminals of the program become, instead of thaw's own.
-    pub tty: Option<PathBuf>,
+    pub tty: Option<Tty>,
     /// The program is alone with its pids.
     pub new_pid_namespace: bool,
     /// What else of thaw's descriptors becomes what, by what /proc/PID/fd/N showed.
@@ -291,6 +292,8 @@ struct Decided {
     plan: Plan,
     stdio: Stdio,
     relay: Option<Relay>,
+    /// Of a terminal that nobody relays.
+    pump: Option<Pump>,
     inherited: Inherited,
     files: MappedFiles,
     groups: Groups,
@@ -300,7 +303,7 @@ struct Decided {
 /// All that stands against the thaw, at once; nothing has been made yet.
 fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -> Result<Decided> {
     let machine = machine::look(snapshot)?;
-    let Screen { terminal, relay } = Screen::choose(snapshot, options.tty.as_deref(), options.detach)?;
+    let Screen { terminal, relay, pump } = Screen::choose(snapshot, options.tty.as_ref(), options.detach)?;
     let given = options.inherit.iter().map(|(label, file)| {
         let file = file.try_clone().context("duplicate a descriptor")?;
         Ok((label.clone(), file))
@@ -345,6 +348,7 @@ fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -
                 plan,
                 stdio,
                 relay,
+                pump,
                 inherited: machine::inherited(machine.credentials)?,
                 files,
                 groups,
@@ -390,8 +394,10 @@ fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
         mut files,
         groups,
         relay,
+        pump,
         ..
     } = decided;
+    context.pumps.extend(pump);
     files.complete(&shared_memory)?;
     Ok(Made {
         plan,

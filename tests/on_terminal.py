@@ -307,6 +307,45 @@ def emacs():
     editor.end()
 
 
+def new():
+    """--tty new: a terminal where there is none, typed on by stdin, shown on stdout; detached, shown in a file."""
+    shell = Screen('bash', '--norc', '--noprofile', '-i')
+    shell.expect(r'\$ ')
+    shell.ask('x=41', r'\$ ')
+    shell.freeze()
+    os.close(shell.fd)
+    os.waitpid(shell.pid, 0)
+    reap()
+    thaw = subprocess.Popen([cryopod, 'thaw', '--tty', 'new', image], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    shell.fd = thaw.stdout.fileno()
+    def type(text):
+        thaw.stdin.write(text.encode())
+        thaw.stdin.flush()
+    type('echo "x is $x"; stty size; tty; sleep 1000\n')
+    shell.expect('x is 41')
+    shell.expect('24 80')
+    shell.expect(r'/dev/pts/\d+')
+    time.sleep(0.2)
+    type('\x03')  # is a signal for the foreground there
+    shell.expect(r'\$ ')
+    shell.freeze('--leave-running')
+    type('exit 7\n')
+    assert thaw.wait() == 7
+    reap()
+    with open('shown', 'w') as shown:
+        subprocess.run([cryopod, 'thaw', '-d', '--tty', 'new', image], stdin=subprocess.DEVNULL, stdout=shown, check=True)
+    with open(f'/proc/{shell.program}/fd/0', 'w') as terminal:
+        size = struct.unpack('HHHH', fcntl.ioctl(terminal, termios.TIOCGWINSZ, bytes(8)))
+        terminal.write('written by another')
+    assert size[:2] == (24, 80)
+    deadline = time.time() + 20
+    while 'written by another' not in open('shown').read():
+        assert time.time() < deadline, open('shown').read()
+        time.sleep(0.01)
+    assert f'{shell.program}\n' in open('shown').read()
+    os.kill(shell.program, 9)
+
+
 def script():
     """A pseudo-terminal inside the tree: script's, on which bash leads another session."""
     recorder = Screen('script', '-q', '-f', 'log', '-c', "exec env PS1='$ ' bash --norc --noprofile -i")

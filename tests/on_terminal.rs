@@ -36,4 +36,4 @@ macro_rules! on_terminal {
     };
 }
 
-on_terminal!(bash dash python perl sqlite bc less top vim emacs script gdb named);
+on_terminal!(bash dash python perl sqlite bc less top vim emacs script gdb named new);

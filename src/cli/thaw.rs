@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use super::progress::{Progress, Verbosity};
 use crate::sys;
-use crate::thaw::{self, ClockPolicy, FileCheck, Options, Source, Thawed, Trust, foreground};
+use crate::thaw::{self, ClockPolicy, FileCheck, Options, Source, Thawed, Trust, Tty, foreground};
 
 /// Lets a frozen program go on
 ///
@@ -28,7 +28,9 @@ pub struct Args {
     ///
     /// Without it they become that which thaw runs on; where the program led its session on one, as a shell in a window does, by a
     /// pseudo-terminal in between.
-    #[arg(long, value_name = "PATH")]
+    ///
+    /// `new` is a new pseudo-terminal: what comes on stdin is typed, what the program shows goes to stdout. Detached, nothing is typed.
+    #[arg(long, value_name = "PATH|new")]
     tty: Option<PathBuf>,
     /// What a pipe or terminal of the program becomes that led to a process outside: descriptor FD of thaw. May be given several times
     ///
@@ -102,7 +104,10 @@ impl Args {
                 Trust::OwnersRights
             },
             pid_file: self.pid_file.clone(),
-            tty: self.tty.clone(),
+            tty: self.tty.clone().map(|path| match path.as_os_str() == "new" {
+                true => Tty::New,
+                false => Tty::Path(path),
+            }),
             new_pid_namespace: self.new_pid_namespace,
             inherit: self.inherit_fd.clone(),
             jobs: self.jobs.map_or_else(default_jobs, std::num::NonZeroUsize::get),

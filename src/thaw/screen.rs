@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -19,10 +19,18 @@ use nix::unistd::{isatty, tcgetpgrp};
 
 use super::foreground::stop_ourselves;
 use super::namespace::is_in_foreground;
-use crate::fd::open_again;
+use crate::fd::{Pump, open_again};
 use crate::image::state::Snapshot;
 use crate::sys::pty;
-use crate::sys::terminal::{set_size, size};
+use crate::sys::terminal::{Winsize, set_size, size};
+
+/// `--tty`: what the terminals of the program become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tty {
+    Path(PathBuf),
+    /// A new pseudo-terminal, between stdin and stdout.
+    New,
+}
 
 /// What becomes of terminals that the program had.
 #[derive(Default)]
@@ -30,18 +38,27 @@ pub struct Screen {
     /// The terminal itself, for the program.
     pub terminal: Option<OwnedFd>,
     pub relay: Option<Relay>,
+    /// Where nobody stays to relay it: what goes to stdout.
+    pub pump: Option<Pump>,
 }
 
 impl Screen {
-    /// `named`: that of --tty. Without it one is made where somebody led a session on a terminal and we are on one that can stand for it.
-    pub fn choose(snapshot: &Snapshot, named: Option<&Path>, detach: bool) -> Result<Self> {
-        if let Some(path) = named {
+    /// `wanted`: that of --tty. Without it one is made where somebody led a session on a terminal and we are on one that can stand for it.
+    pub fn choose(snapshot: &Snapshot, wanted: Option<&Tty>, detach: bool) -> Result<Self> {
+        if let Some(Tty::New) = wanted {
+            let mut screen = Self::relayed(snapshot, None).context("make a pseudo-terminal")?;
+            if let Some(relay) = screen.relay.take_if(|_| detach) {
+                screen.pump = Some(relay.into_pump()?);
+            }
+            return Ok(screen);
+        }
+        if let Some(Tty::Path(path)) = wanted {
             let terminal = open(path, OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC, Mode::empty())
                 .with_context(|| format!("open {}", path.display()))?;
             anyhow::ensure!(isatty(&terminal).unwrap_or(false), "{} is no terminal", path.display());
             return Ok(Screen {
                 terminal: Some(terminal),
-                relay: None,
+                ..Screen::default()
             });
         }
         let is_led = snapshot
@@ -52,30 +69,35 @@ impl Screen {
         let own = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         let own = own.into_iter().find(|fd| isatty(fd).unwrap_or(false));
         match own {
-            Some(own) if is_led && !detach => Self::relayed(snapshot, own).context("make a pseudo-terminal"),
+            Some(own) if is_led && !detach => {
+                let own = File::from(open_again(own, libc::O_RDWR)?);
+                Self::relayed(snapshot, Some(own)).context("make a pseudo-terminal")
+            }
             _ => Ok(Screen::default()),
         }
     }
 
-    fn relayed(snapshot: &Snapshot, own: BorrowedFd<'_>) -> Result<Self> {
-        let own = File::from(open_again(own, libc::O_RDWR)?);
+    /// On our own terminal, or between stdin and stdout.
+    fn relayed(snapshot: &Snapshot, own: Option<File>) -> Result<Self> {
         let master = free_master(snapshot)?;
         let terminal = pty::open_slave(&master, libc::O_RDWR).context("TIOCGPTPEER")?;
         // What belongs to the line is that of our own, the rest as the program left it.
-        let before = tcgetattr(&own).context("tcgetattr")?;
-        tcsetattr(&terminal, SetArg::TCSANOW, &before).context("tcsetattr")?;
+        let own = own.map(Own::new).transpose()?;
+        if let Some(own) = &own {
+            tcsetattr(&terminal, SetArg::TCSANOW, &own.before).context("tcsetattr")?;
+        }
         if let Some(settings) = crate::fd::terminal_settings(snapshot) {
             settings.apply(&terminal)?;
         }
         let relay = Relay {
             master: File::from(master),
             own,
-            before,
         };
         relay.pass_size()?;
         Ok(Screen {
             terminal: Some(terminal),
             relay: Some(relay),
+            pump: None,
         })
     }
 }
@@ -93,10 +115,15 @@ fn free_master(snapshot: &Snapshot) -> Result<OwnedFd> {
     }
 }
 
-/// Between our terminal, which is raw meanwhile, and the master of the program's.
+/// Between our terminal, which is raw meanwhile, or stdin and stdout, and the master of the program's.
 pub struct Relay {
     master: File,
-    own: File,
+    own: Option<Own>,
+}
+
+/// Our terminal, and its settings when we came.
+struct Own {
+    terminal: File,
     before: Termios,
 }
 
@@ -113,10 +140,10 @@ impl Relay {
         self.take_terminal()?;
         let is_over = Arc::new(AtomicBool::new(false));
         let duplicate = |file: &File| file.try_clone().context("duplicate a descriptor");
-        let (mut from, into) = (duplicate(&self.own)?, duplicate(&self.master)?);
+        let (mut from, into) = (self.input()?, duplicate(&self.master)?);
         // It ends with us: what is typed when the program is gone is the shell's.
         thread::spawn(move || carry(&mut from, &into, None));
-        let (mut from, into, over) = (duplicate(&self.master)?, duplicate(&self.own)?, Arc::clone(&is_over));
+        let (mut from, into, over) = (duplicate(&self.master)?, self.output()?, Arc::clone(&is_over));
         let output = thread::spawn(move || carry(&mut from, &into, Some(&over)));
         Ok(Running {
             relay: self,
@@ -125,26 +152,74 @@ impl Relay {
         })
     }
 
-    /// Waits, stopped, until our group is in the foreground: what comes from a terminal is for those who are. SIGTTOU and SIGTTIN are blocked
-    /// (`hold_signals`).
-    fn take_terminal(&self) -> Result<()> {
-        while tcgetpgrp(&self.own).is_ok() && !is_in_foreground(&self.own) {
-            stop_ourselves()?;
+    fn input(&self) -> Result<File> {
+        match &self.own {
+            Some(own) => own.terminal.try_clone().context("duplicate a descriptor"),
+            None => duplicate_of(io::stdin().as_fd()),
         }
-        let mut raw = self.before.clone();
-        cfmakeraw(&mut raw);
-        tcsetattr(&self.own, SetArg::TCSANOW, &raw).context("tcsetattr")?;
+    }
+
+    fn output(&self) -> Result<File> {
+        match &self.own {
+            Some(own) => own.terminal.try_clone().context("duplicate a descriptor"),
+            None => duplicate_of(io::stdout().as_fd()),
+        }
+    }
+
+    fn into_pump(self) -> Result<Pump> {
+        Ok(Pump {
+            from: self.master.try_clone().context("duplicate a descriptor")?.into(),
+            into: self.output()?.into(),
+            output: true,
+        })
+    }
+
+    fn take_terminal(&self) -> Result<()> {
+        self.own.as_ref().map_or(Ok(()), Own::take)?;
         self.pass_size()
     }
 
     fn pass_size(&self) -> Result<()> {
-        size(self.own.as_fd())
-            .and_then(|size| set_size(self.master.as_fd(), &size))
-            .context("the size of the terminal")
+        let size = match &self.own {
+            Some(own) => size(own.terminal.as_fd()).context("the size of the terminal")?,
+            None => Winsize {
+                ws_row: 24,
+                ws_col: 80,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            },
+        };
+        set_size(self.master.as_fd(), &size).context("the size of the terminal")
     }
 
     fn give_back(&self) -> Result<()> {
-        tcsetattr(&self.own, SetArg::TCSADRAIN, &self.before).context("tcsetattr")
+        self.own.as_ref().map_or(Ok(()), Own::give_back)
+    }
+}
+
+fn duplicate_of(fd: BorrowedFd<'_>) -> Result<File> {
+    Ok(fd.try_clone_to_owned().context("duplicate stdin or stdout")?.into())
+}
+
+impl Own {
+    fn new(terminal: File) -> Result<Self> {
+        let before = tcgetattr(&terminal).context("tcgetattr")?;
+        Ok(Own { terminal, before })
+    }
+
+    /// Waits, stopped, until our group is in the foreground: what comes from a terminal is for those who are. SIGTTOU and SIGTTIN are blocked
+    /// (`hold_signals`).
+    fn take(&self) -> Result<()> {
+        while tcgetpgrp(&self.terminal).is_ok() && !is_in_foreground(&self.terminal) {
+            stop_ourselves()?;
+        }
+        let mut raw = self.before.clone();
+        cfmakeraw(&mut raw);
+        tcsetattr(&self.terminal, SetArg::TCSANOW, &raw).context("tcsetattr")
+    }
+
+    fn give_back(&self) -> Result<()> {
+        tcsetattr(&self.terminal, SetArg::TCSADRAIN, &self.before).context("tcsetattr")
     }
 }
 
