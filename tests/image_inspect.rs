@@ -111,6 +111,9 @@ fn inspect_shows_all_of_it() {
     assert_eq!(line(&text, "CLOCK_MONOTONIC"), "0 CLOCK_MONOTONIC 1 ns - SIGRTMIN 4128");
     assert_eq!(line(&text, "RLIMIT_NOFILE"), "RLIMIT_NOFILE 1024 unlimited");
     assert!(line(&text, "memfd").starts_with("0 memfd 80.0 KiB"));
+    assert_eq!(line(&text, "24x80"), "/dev/pts/3 24x80 9 2 4127");
+    assert_eq!(line(&text, "0x53000001"), "3 0x53000001 0600 0 2 0 pid 4127 adds -1 to 1");
+    assert_eq!(line(&text, " 0x0 "), "4 0x0 0600 0 1 9");
 }
 
 #[test]
@@ -129,6 +132,10 @@ fn inspect_gives_the_same_as_json() {
     let all =
         process["mappings"].as_array().unwrap().iter().map(stored).sum::<u64>() + stored(&json["shared_objects"][0]);
     assert_eq!(all, stored(&json["memory"]));
+    assert_eq!(json["ptys"][0]["output_bytes"], 2);
+    assert_eq!(json["semaphore_sets"][0]["values"], serde_json::json!([2, 0]));
+    assert_eq!(json["semaphore_sets"][0]["adjustments"], serde_json::json!([[4127, 1, -1]]));
+    assert_eq!(json["message_queues"][0]["messages"], 1);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `cryopod inspect`: what is in an image, without touching a process.
 
 mod gather;
+mod ipc;
 mod names;
 mod report;
 mod settings;

@@ -1,6 +1,7 @@
 //! What `inspect` shows, gathered from what the image says.
 
 use super::Contents;
+use super::ipc;
 use super::names;
 use super::report::*;
 use super::settings;
@@ -60,6 +61,9 @@ impl Report {
                 .zip(&stored.shared_objects)
                 .map(object)
                 .collect(),
+            ptys: ipc::ptys(snapshot),
+            semaphore_sets: ipc::semaphores(snapshot),
+            message_queues: ipc::queues(snapshot),
         }
     }
 }

@@ -3,6 +3,8 @@
 
 use serde::{Serialize, Serializer};
 
+use super::ipc::{PtyReport, QueueReport, SemaphoreReport};
+
 #[derive(Serialize)]
 pub struct Report {
     pub image: String,
@@ -25,6 +27,9 @@ pub struct Report {
     /// Ids of sessions and process groups whose leaders have ended.
     pub leaderless: Vec<i32>,
     pub shared_objects: Vec<ObjectReport>,
+    pub ptys: Vec<PtyReport>,
+    pub semaphore_sets: Vec<SemaphoreReport>,
+    pub message_queues: Vec<QueueReport>,
 }
 
 /// A process that has ended and that its parent has not waited for.

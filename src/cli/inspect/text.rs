@@ -1,5 +1,6 @@
 //! What `inspect` shows to people.
 
+use super::ipc;
 use super::names::{duration, printable, size};
 use super::report::*;
 use std::fmt::Write;
@@ -18,6 +19,9 @@ pub fn render(report: &Report) -> String {
     if !report.shared_objects.is_empty() {
         text += &section("Shared memory", &shared_objects(&report.shared_objects));
     }
+    text += &section("Pseudo-terminals", &ipc::table_of_ptys(&report.ptys));
+    text += &section("System V semaphores", &ipc::table_of_semaphores(&report.semaphore_sets));
+    text += &section("System V message queues", &ipc::table_of_queues(&report.message_queues));
     text
 }
 
@@ -308,7 +312,7 @@ fn shared_objects(objects: &[ObjectReport]) -> Vec<Vec<String>> {
 }
 
 /// Headings and rows. A heading that begins with > is that of a column of numbers.
-fn table(headings: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Vec<Vec<String>> {
+pub(super) fn table(headings: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Vec<Vec<String>> {
     std::iter::once(headings.iter().map(|heading| (*heading).to_owned()).collect())
         .chain(rows)
         .collect()
