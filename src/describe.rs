@@ -73,13 +73,15 @@ pub fn describe(facts: Facts) -> Result<Described, Refused> {
         warnings.extend(untold.map(|note| format!("pid {}: {note}", member.pid)));
     }
     let parts = facts.members.into_iter().zip(memories).zip(exes);
-    let processes = (0..).zip(parts);
+    let table_of = facts.descriptors.table_of.into_iter();
+    let shares = table_of.zip(facts.directories.iter().map(|first| *first as u32));
+    let processes = shares.zip(parts);
     let of_shared_objects = contents::of_shared_objects(&facts.shared_objects);
     let mut snapshot = Snapshot {
         host: facts.host,
         clocks: facts.clocks,
         processes: processes
-            .map(|(table, ((member, vmas), exe))| process(member, exe, vmas, table, &facts.descriptors.ptys))
+            .map(|(shares, ((member, vmas), exe))| process(member, exe, vmas, shares, &facts.descriptors.ptys))
             .collect(),
         zombies: facts.zombies,
         leaderless: facts.leaderless,
@@ -95,6 +97,10 @@ pub fn describe(facts: Facts) -> Result<Described, Refused> {
         let refusals = strangers.into_iter().map(refusals::of_stranger);
         Refused(refusals.collect())
     })?;
+    let unmade = refusals::of_sharers(&snapshot, &steps);
+    if !unmade.is_empty() {
+        return Err(Refused(unmade));
+    }
     let lineage = Lineage::settle(&mut snapshot.processes, &steps);
     let mut extents = contents::of_processes(&mut snapshot.processes, &lineage, &runs);
     extents.extend(of_shared_objects);
@@ -113,7 +119,7 @@ fn inner_pty(ptys: &[Pty], (major, minor): (u32, u32)) -> Option<u32> {
     found.and_then(|index| u32::try_from(index).ok())
 }
 
-fn process(member: Member, exe: u32, vmas: Vec<Vma>, fd_table: u32, ptys: &[Pty]) -> Process {
+fn process(member: Member, exe: u32, vmas: Vec<Vma>, (fd_table, directories): (u32, u32), ptys: &[Pty]) -> Process {
     let Member {
         pid,
         process: facts,
@@ -148,6 +154,7 @@ fn process(member: Member, exe: u32, vmas: Vec<Vma>, fd_table: u32, ptys: &[Pty]
             auxv: facts.auxv,
         },
         fd_table,
+        directories,
         signal_actions: facts.signal_actions,
         pending: facts.pending,
         stopped_by: facts.stopped_by,

@@ -424,7 +424,15 @@ fn tree_to_make<'a>(
 ) -> Result<Tree<'a>> {
     let (own_vdso, mut owner_calls) = (resurrect::own_vdso()?, fd::relink(snapshot)?);
     let parts = snapshot.processes.iter().map(|process| {
-        let calls = std::mem::take(&mut owner_calls[process.fd_table as usize]);
+        let mut later = snapshot
+            .processes
+            .iter()
+            .rev()
+            .take_while(|other| other.pid != process.pid);
+        let calls = match later.any(|other| other.fd_table == process.fd_table) {
+            true => None,
+            false => Some(std::mem::take(&mut owner_calls[process.fd_table as usize])),
+        };
         parts_of(snapshot, made, mapped, process, calls, &own_vdso)
     });
     let mut inherited: Vec<BorrowedFd<'a>> = made.descriptions.iter().map(AsFd::as_fd).collect();
@@ -440,7 +448,7 @@ fn parts_of<'a>(
     made: &'a Made,
     mapped: &'a MappedFds<'a>,
     process: &'a Process,
-    owner_calls: Vec<OwnerCall>,
+    owner_calls: Option<Vec<OwnerCall>>,
     own_vdso: &[u8],
 ) -> Result<Parts<'a>> {
     let table = &snapshot.fd_tables[process.fd_table as usize];
@@ -456,8 +464,8 @@ fn parts_of<'a>(
         exe: made.files.exe(process),
         cwd: made.files.cwd(process),
         root: made.files.root(process),
-        moves: moves.collect(),
-        owner_calls,
+        moves: owner_calls.is_some().then(|| moves.collect()),
+        owner_calls: owner_calls.unwrap_or_default(),
         inherited: &made.inherited,
         vdso_syscall: resurrect::vdso_syscall(process, own_vdso)?,
         terminal: process.terminal.and_then(|terminal| match terminal.pty {

@@ -112,7 +112,10 @@ fn inspect_shows_all_of_it() {
     assert_eq!(line(&text, "RLIMIT_NOFILE"), "RLIMIT_NOFILE 1024 unlimited");
     assert!(line(&text, "memfd").starts_with("0 memfd 80.0 KiB"));
     assert_eq!(line(&text, "24x80"), "/dev/pts/3 24x80 9 2 4127");
-    assert_eq!(line(&text, "0x53000001"), "3 0x53000001 0600 0 2 0 pid 4127 adds -1 to 1");
+    assert_eq!(
+        line(&text, "0x53000001"),
+        "3 0x53000001 0600 0 2 0 pid 4127 adds -1 to 1"
+    );
     assert_eq!(line(&text, " 0x0 "), "4 0x0 0600 0 1 9");
 }
 
@@ -134,7 +137,10 @@ fn inspect_gives_the_same_as_json() {
     assert_eq!(all, stored(&json["memory"]));
     assert_eq!(json["ptys"][0]["output_bytes"], 2);
     assert_eq!(json["semaphore_sets"][0]["values"], serde_json::json!([2, 0]));
-    assert_eq!(json["semaphore_sets"][0]["adjustments"], serde_json::json!([[4127, 1, -1]]));
+    assert_eq!(
+        json["semaphore_sets"][0]["adjustments"],
+        serde_json::json!([[4127, 1, -1]])
+    );
     assert_eq!(json["message_queues"][0]["messages"], 1);
 }
 

@@ -136,3 +136,21 @@ fn several_pids_of_which_one_does_not_exist() {
     assert!(stderr(&freeze).contains("does not exist"), "{}", stderr(&freeze));
     assert!(!image.exists());
 }
+
+/// Two children that share it; it is one of them that the refusal names.
+#[test]
+fn siblings_with_one_table_of_descriptors() {
+    let Some(holder) = Holder::of("sharing_siblings") else {
+        return;
+    };
+    let freeze = holder.freeze();
+    let said = stderr(&freeze);
+    assert_eq!(freeze.status.code(), Some(3), "{said}");
+    assert!(
+        said.contains("shares its table of descriptors with it, and neither of them"),
+        "{said}"
+    );
+    assert!(!holder.image().exists());
+    holder.program.signal(Signal::SIGUSR1);
+    holder.program.expect_pass();
+}

@@ -62,6 +62,7 @@ mod tree {
     roundtrip!(posix_queues, "tree/posix_queues.c");
     roundtrip!(pty_sessions, "tree/pty_sessions.c");
     roundtrip!(sessions, "tree/sessions.c");
+    roundtrip!(sharers, "tree/sharers.c");
     roundtrip!(sharing, "tree/sharing.c");
     roundtrip!(system_v_memory, "tree/system_v_memory.c");
     roundtrip!(system_v_queues, "tree/system_v_queues.c");

@@ -26,6 +26,8 @@ pub struct Facts {
     pub zombies: Vec<Zombie>,
     /// See [`Snapshot::leaderless`](crate::image::state::Snapshot::leaderless).
     pub leaderless: Vec<i32>,
+    /// For each member the first, by index, with which it shares working directory, root and umask.
+    pub directories: Vec<usize>,
     pub descriptors: Looked,
     pub shared_objects: Vec<SharedFacts>,
     pub semaphore_sets: Vec<SemaphoreSet>,

@@ -19,6 +19,8 @@ pub struct Family {
     tracees: Vec<(i32, Relative)>,
     /// Processes that share something with one of the tree, with that one.
     sharers: Vec<(i32, Relative, &'static str)>,
+    pub tables: Shares,
+    pub directories: Shares,
     /// Children that are none of the tree, with their parents.
     others: Vec<(i32, Relative)>,
 }
@@ -32,6 +34,11 @@ impl Family {
         }
         let zombies: Vec<Zombie> = ended.into_iter().map(zombie).collect();
         let pids: Vec<i32> = tree.processes().iter().map(|process| process.pid().as_raw()).collect();
+        let Sharers {
+            outside: found,
+            tables,
+            directories,
+        } = sharers(&pids)?;
         let mut others = Vec::new();
         for process in tree.processes() {
             let children = process.children().context("children")?;
@@ -50,7 +57,9 @@ impl Family {
                 true => Vec::new(),
                 false => tracees(tree)?,
             },
-            sharers: sharers(&pids)?,
+            sharers: found,
+            tables,
+            directories,
             others,
         })
     }
@@ -133,19 +142,38 @@ fn tracees(tree: &StoppedTree) -> Result<Vec<(i32, Relative)>> {
     Ok(found.collect())
 }
 
+/// For each process of the tree the first of it, by index, with which it shares something: itself, where it shares that with none before.
+pub type Shares = Vec<usize>;
+
+struct Sharers {
+    outside: Vec<(i32, Relative, &'static str)>,
+    /// Tables of descriptors (CLONE_FILES), and working directory, root and umask (CLONE_FS).
+    tables: Shares,
+    directories: Shares,
+}
+
 /// As after clone(2) with CLONE_VM, CLONE_FILES or CLONE_FS. Without kcmp(2), or without the right to compare, nobody can tell: those of
 /// other users do not share.
-fn sharers(pids: &[i32]) -> Result<Vec<(i32, Relative, &'static str)>> {
-    let mut found = Vec::new();
+fn sharers(pids: &[i32]) -> Result<Sharers> {
     let all = all_processes()?;
-    for (what, name) in [
-        (Shared::Memory, "its memory"),
-        (Shared::Descriptors, "its table of descriptors"),
-        (Shared::FileSystem, "its working directory"),
-    ] {
+    let mut outside = Vec::new();
+    let mut shares = |what: Shared, name: &'static str, is_carried: bool| -> Shares {
+        let mut shares: Shares = (0..pids.len()).collect();
         for (pid, other) in surroundings::sharers(pids, &all, what) {
-            found.push((pid, surroundings::relative(other), name));
+            let index = |pid: i32| pids.iter().position(|known| *known == pid);
+            match (index(pid), index(other)) {
+                (Some(own), Some(first)) if is_carried => shares[own] = shares[own].min(first),
+                _ => outside.push((pid, surroundings::relative(other), name)),
+            }
         }
-    }
-    Ok(found)
+        shares
+    };
+    shares(Shared::Memory, "its memory", false);
+    let tables = shares(Shared::Descriptors, "its table of descriptors", true);
+    let directories = shares(Shared::FileSystem, "its working directory", true);
+    Ok(Sharers {
+        outside,
+        tables,
+        directories,
+    })
 }

@@ -118,7 +118,7 @@ pub fn collect(tree: &mut StoppedTree, pages: Pages<'_>, embed: Embed) -> Result
         .iter()
         .map(|process| (process.pid(), process.proc()))
         .collect();
-    let mut descriptors = fd::look(&places, &mut shared)?;
+    let mut descriptors = fd::look(&places, &family.tables, &mut shared)?;
     let undos = asked.iter().flat_map(|asked| asked.undos.iter().flatten());
     let mut system_v = system_v::owned(tree, sets, undos, &family.ids(tree))?;
     descriptors.warnings.append(&mut system_v.notes);
@@ -150,6 +150,7 @@ pub fn collect(tree: &mut StoppedTree, pages: Pages<'_>, embed: Embed) -> Result
         members,
         zombies: family.zombies,
         leaderless: family.leaderless,
+        directories: family.directories,
         descriptors,
         shared_objects: shared_facts(objects, &files, holders)?,
         semaphore_sets: system_v.sets,

@@ -3,8 +3,10 @@
 use super::mappings::is_unreadable;
 use super::shown;
 use crate::collect::{Area, Facts, Found, Member, Populated, Relative, Sandbox, SharedFacts, ThreadFacts};
-use crate::image::family::Stranger;
-use crate::image::state::{File, SharedKind};
+use std::collections::HashMap;
+
+use crate::image::family::{Step, Stranger};
+use crate::image::state::{File, Process, SharedKind, Snapshot};
 use crate::refusal::Refusal;
 
 /// What `tracer::MemoryCopy` calls itself.
@@ -200,6 +202,42 @@ pub fn of_shared_objects(facts: &Facts) -> Vec<Refusal> {
         )
     };
     shared.map(refusal).collect()
+}
+
+/// What processes share they have from being made so: all but one of those that share a thing must be made by another of them.
+pub fn of_sharers(snapshot: &Snapshot, steps: &[Step]) -> Vec<Refusal> {
+    let makers: HashMap<i32, i32> = steps
+        .iter()
+        .filter_map(|step| match *step {
+            Step::Clone { pid, by, .. } => Some((pid, by)),
+            _ => None,
+        })
+        .collect();
+    let mut refusals = Vec::new();
+    let things: [(&str, fn(&Process) -> u32); 2] = [
+        ("its table of descriptors", |process| process.fd_table),
+        ("its working directory", |process| process.directories),
+    ];
+    for (name, thing) in things {
+        let mut first: HashMap<u32, i32> = HashMap::new();
+        for process in &snapshot.processes {
+            let maker = makers.get(&process.pid);
+            let maker = maker.and_then(|maker| snapshot.processes.iter().find(|other| other.pid == *maker));
+            if maker.is_some_and(|maker| thing(maker) == thing(process)) {
+                continue;
+            }
+            if let Some(other) = first.insert(thing(process), process.pid) {
+                let reason = format!("shares {name} with it, and neither of them can make the other so");
+                refusals.push(Refusal::new(
+                    process.pid,
+                    format!("process {other}"),
+                    reason,
+                    "end one of them",
+                ));
+            }
+        }
+    }
+    refusals
 }
 
 /// A process whose session cannot be entered at thaw the way it was.

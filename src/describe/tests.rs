@@ -149,6 +149,7 @@ fn facts(mappings: Vec<Mapping>) -> Facts {
         }],
         zombies: Vec::new(),
         leaderless: Vec::new(),
+        directories: vec![0],
         descriptors: crate::fd::Looked {
             tables: vec![crate::image::state::FdTable::default()],
             ..crate::fd::Looked::default()

@@ -22,6 +22,8 @@ use crate::refusal::Refusal;
 #[derive(Debug, Default)]
 pub struct Looked {
     pub tables: Vec<FdTable>,
+    /// For each process its table, by index.
+    pub table_of: Vec<u32>,
     pub descriptions: Vec<Description>,
     pub ptys: Vec<Pty>,
     pub refusals: Vec<Refusal>,
@@ -82,14 +84,15 @@ impl Look<'_> {
     }
 }
 
-/// Looks at all descriptors of `processes`, which are stopped: their pids, and /proc/PID as directories. Nothing of them changes.
-pub fn look(processes: &[(Pid, BorrowedFd<'_>)], shared: &mut SharedObjects) -> Result<Looked> {
+/// Looks at all descriptors of `processes`, which are stopped: their pids, and /proc/PID as directories. `tables` says for each the first
+/// that has the same table (CLONE_FILES). Nothing of them changes.
+pub fn look(processes: &[(Pid, BorrowedFd<'_>)], tables: &[usize], shared: &mut SharedObjects) -> Result<Looked> {
     let sources = processes.iter().map(|&(pid, proc)| Source::new(pid, proc));
     let sources = sources.collect::<Result<Vec<_>>>()?;
     let pids: Vec<Pid> = sources.iter().map(|source| source.pid).collect();
     limit::raise()?; // for one descriptor of each shared object
     let mut seen = Vec::new();
-    for (owner, source) in sources.iter().enumerate() {
+    for (owner, source) in sources.iter().enumerate().filter(|(owner, _)| tables[*owner] == *owner) {
         for fd in source.numbers()? {
             let found = source.look_at(owner, fd);
             seen.push(found.with_context(|| format!("fd {fd} of pid {}", source.pid))?);
@@ -123,6 +126,15 @@ pub fn look(processes: &[(Pid, BorrowedFd<'_>)], shared: &mut SharedObjects) -> 
     if looked.refusals.is_empty() {
         look_into_ptys(&mut looked, &look)?;
     }
+    let mut first_tables: Vec<usize> = tables.to_vec();
+    first_tables.sort_unstable();
+    first_tables.dedup();
+    let index = |first: &usize| first_tables.binary_search(first).unwrap_or_default() as u32;
+    looked.table_of = tables.iter().map(index).collect();
+    looked.tables = first_tables
+        .iter()
+        .map(|first| std::mem::take(&mut looked.tables[*first]))
+        .collect();
     looked.warnings = look.warnings;
     looked.inputs = look.inputs;
     for table in &mut looked.tables {

@@ -104,6 +104,9 @@ pub struct Process {
     pub memory: Memory,
     /// Index into [`Snapshot::fd_tables`].
     pub fd_table: u32,
+    /// Index of the first process with which it shares working directory, root and umask (CLONE_FS); itself, where it shares them with none
+    /// before.
+    pub directories: u32,
     pub signal_actions: Vec<SignalAction>,
     /// The queue shared by all threads, siginfo_t as the kernel keeps it.
     pub pending: Vec<SigInfo>,

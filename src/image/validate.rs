@@ -105,6 +105,10 @@ fn check_process(process: &Process, snapshot: &Snapshot, header: &Header) -> Che
     ensure((process.fd_table as usize) < snapshot.fd_tables.len(), || {
         format!("its descriptors are table {}", process.fd_table)
     })?;
+    let own = snapshot.processes.iter().position(|other| other.pid == process.pid);
+    ensure(own.is_some_and(|own| process.directories as usize <= own), || {
+        format!("it shares its directory with process {}", process.directories)
+    })?;
     // SUID_DUMP_DISABLE, SUID_DUMP_USER, SUID_DUMP_ROOT (proc_sys_fs(5), suid_dumpable).
     ensure(process.dumpable <= 2, || {
         format!("its dumpable attribute is {}", process.dumpable)

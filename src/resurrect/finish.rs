@@ -115,7 +115,10 @@ fn set_process(script: &mut Script<'_>, parts: &Parts<'_>) -> Result<()> {
     )?;
     set_actions(script, &process.signal_actions)?;
     timers::create(script, &process.posix_timers)?;
-    descriptors::arrange(script, &parts.moves)?;
+    parts
+        .moves
+        .as_ref()
+        .map_or(Ok(()), |moves| descriptors::arrange(script, moves))?;
     for call in &parts.owner_calls {
         add_to_epoll(script, call)?;
     }

@@ -257,6 +257,8 @@ impl<'a> Maker<'a> {
             true => (libc::CLONE_PTRACE | libc::CLONE_PARENT, 0),
             false => (libc::CLONE_PTRACE, exit_signal),
         };
+        let shared = self.shared(pid, by)?;
+        let flags = flags | shared;
         let stage = self.stage();
         let mut script = Script::new(&stage, self.task(by)?);
         clone3(&mut script, pid, flags, signal)?;
@@ -266,13 +268,40 @@ impl<'a> Maker<'a> {
         let mut stub = stub.with_context(|| format!("pid {pid} did not come up"))?;
         let (has, wanted) = (self.executed[&by], self.born(pid));
         match wanted {
-            Some(wanted) if wanted != has => {
+            // To be executed would end the sharing (unshare_files(), kernel/fork.c); who shares has not been since it was made.
+            Some(wanted) if wanted != has && shared & libc::CLONE_FILES == 0 => {
                 execute_again(&mut stub, &stage, self.stub.as_fd(), wanted)?;
                 let stub = self.settle(stub)?;
                 self.add(pid, stub, wanted)
             }
             _ => self.add(pid, stub, has),
         }
+    }
+
+    /// What it shares with its maker (clone(2)). Freeze has seen to it that it has that from nobody else.
+    fn shared(&self, pid: i32, by: i32) -> Result<i32> {
+        let find = |pid: i32| self.by_pid.get(&pid).map(|&index| &self.snapshot.processes[index]);
+        let Some(process) = find(pid) else { return Ok(0) };
+        let maker = find(by);
+        let mut flags = 0;
+        let things: [(i32, fn(&Process) -> u32); 2] = [
+            (libc::CLONE_FILES, |process| process.fd_table),
+            (libc::CLONE_FS, |process| process.directories),
+        ];
+        for (flag, thing) in things {
+            if maker.is_some_and(|maker| thing(maker) == thing(process)) {
+                flags |= flag;
+                continue;
+            }
+            let is_made = |index: &usize| self.processes[*index].is_some();
+            let mut made = (0..self.processes.len()).filter(is_made);
+            let other = made.find(|index| thing(&self.snapshot.processes[*index]) == thing(process));
+            ensure!(
+                other.is_none(),
+                "it shares something with a process that does not make it"
+            );
+        }
+        Ok(flags)
     }
 
     fn add(&mut self, pid: i32, stub: Stopped, born: Born) -> Result<()> {

@@ -31,7 +31,8 @@ pub struct Parts<'a> {
     pub cwd: BorrowedFd<'a>,
     /// Its root directory, where that is not ours.
     pub root: Option<BorrowedFd<'a>>,
-    pub moves: Vec<Move>,
+    /// None of one whose table another has as well that is finished later.
+    pub moves: Option<Vec<Move>>,
     pub owner_calls: Vec<OwnerCall>,
     pub inherited: &'a Inherited,
     /// A `syscall` instruction in the image's `[vdso]`.

@@ -67,7 +67,7 @@ impl Waiting {
         let mut shared = SharedObjects::new().unwrap();
         let proc = File::open(format!("/proc/{}", self.0.id())).unwrap();
         let pid = Pid::from_raw(i32::try_from(self.0.id()).unwrap());
-        (fd::look(&[(pid, proc.as_fd())], &mut shared).unwrap(), shared)
+        (fd::look(&[(pid, proc.as_fd())], &[0], &mut shared).unwrap(), shared)
     }
 
     /// What the table looks like once the process is gone.

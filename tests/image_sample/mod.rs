@@ -164,6 +164,7 @@ fn process(heap: u64, object: u64) -> Process {
             auxv: vec![0; 32],
         },
         fd_table: 0,
+        directories: 0,
         signal_actions: vec![SignalAction {
             signal: 2,
             handler: 0x40_1000,
