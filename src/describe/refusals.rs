@@ -214,11 +214,7 @@ pub fn of_sharers(snapshot: &Snapshot, steps: &[Step]) -> Vec<Refusal> {
         })
         .collect();
     let mut refusals = Vec::new();
-    let things: [(&str, fn(&Process) -> u32); 2] = [
-        ("its table of descriptors", |process| process.fd_table),
-        ("its working directory", |process| process.directories),
-    ];
-    for (name, thing) in things {
+    let mut of_thing = |name: &str, thing: fn(&Process) -> u32| {
         let mut first: HashMap<u32, i32> = HashMap::new();
         for process in &snapshot.processes {
             let maker = makers.get(&process.pid);
@@ -236,7 +232,9 @@ pub fn of_sharers(snapshot: &Snapshot, steps: &[Step]) -> Vec<Refusal> {
                 ));
             }
         }
-    }
+    };
+    of_thing("its table of descriptors", |process| process.fd_table);
+    of_thing("its working directory", |process| process.directories);
     refusals
 }
 

@@ -283,15 +283,9 @@ impl<'a> Maker<'a> {
         let find = |pid: i32| self.by_pid.get(&pid).map(|&index| &self.snapshot.processes[index]);
         let Some(process) = find(pid) else { return Ok(0) };
         let maker = find(by);
-        let mut flags = 0;
-        let things: [(i32, fn(&Process) -> u32); 2] = [
-            (libc::CLONE_FILES, |process| process.fd_table),
-            (libc::CLONE_FS, |process| process.directories),
-        ];
-        for (flag, thing) in things {
+        let shares = |flag: i32, thing: fn(&Process) -> u32| {
             if maker.is_some_and(|maker| thing(maker) == thing(process)) {
-                flags |= flag;
-                continue;
+                return Ok(flag);
             }
             let is_made = |index: &usize| self.processes[*index].is_some();
             let mut made = (0..self.processes.len()).filter(is_made);
@@ -300,8 +294,10 @@ impl<'a> Maker<'a> {
                 other.is_none(),
                 "it shares something with a process that does not make it"
             );
-        }
-        Ok(flags)
+            Ok(0)
+        };
+        let files = shares(libc::CLONE_FILES, |process| process.fd_table)?;
+        Ok(files | shares(libc::CLONE_FS, |process| process.directories)?)
     }
 
     fn add(&mut self, pid: i32, stub: Stopped, born: Born) -> Result<()> {
