@@ -6,6 +6,7 @@ mod copies;
 mod files;
 pub mod foreground;
 mod machine;
+mod make;
 pub mod namespace;
 mod pid_file;
 mod screen;
@@ -14,7 +15,7 @@ mod trust;
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,16 +24,17 @@ use anyhow::{Context, Result};
 use nix::unistd::{Pid, getpgrp};
 
 use crate::arch;
-use crate::fd::{self, MadePty, MadeQueue, OwnerCall, Pump, ReopenContext, Stdio};
+use crate::fd::{self, MadeQueue, Pump, Stdio};
 use crate::image::read::{Group, Reader};
 use crate::image::state::{Process, Snapshot};
 use crate::refusal::{Refusal, Refused};
 use crate::resurrect::plan::{Plan, Session, Wishes, plan, rights};
-use crate::resurrect::{self, GoesOn, Inherited, MappedFds, Move, Parts, SharedMemory, Tree};
+use crate::resurrect::{GoesOn, Inherited, MappedFds, Tree};
 use crate::sysv::{Kept, objects, segments, semaphores};
 use control_groups::Groups;
 use copies::Copies;
 use files::MappedFiles;
+use make::{Made, make, tree_to_make};
 use screen::{Relay, Screen};
 use terminal::Lending;
 
@@ -360,120 +362,6 @@ fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -
             Err(Refused(refusals).into())
         }
     }
-}
-
-/// What is made in our own descriptor table, from where the program inherits it.
-struct Made {
-    plan: Plan,
-    inherited: Inherited,
-    files: MappedFiles,
-    groups: Groups,
-    shared: Vec<OwnedFd>,
-    shared_memory: SharedMemory,
-    system_v: Vec<Kept>,
-    queues: Vec<MadeQueue>,
-    descriptions: Vec<OwnedFd>,
-    pumps: Vec<Pump>,
-    terminal: Option<OwnedFd>,
-    ptys: Vec<MadePty>,
-    relay: Option<Relay>,
-}
-
-fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
-    let files = decided.files.copies();
-    let shared_memory = SharedMemory::make(snapshot, |object| {
-        files.contains(&object) || copies::is_mapped(snapshot, object)
-    })?;
-    let system_v = objects::make(snapshot)?;
-    let mut context = ReopenContext::new(shared_memory.duplicates()?, fd::make_ptys(snapshot)?, decided.stdio);
-    let descriptions = fd::reopen(snapshot, &mut context)?;
-    let queues = context.take_queues();
-    let Decided {
-        plan,
-        inherited,
-        mut files,
-        groups,
-        relay,
-        pump,
-        ..
-    } = decided;
-    context.pumps.extend(pump);
-    files.complete(&shared_memory)?;
-    Ok(Made {
-        plan,
-        inherited,
-        files,
-        groups,
-        shared: context.shared,
-        shared_memory,
-        system_v,
-        queues,
-        descriptions,
-        pumps: context.pumps,
-        terminal: context.stdio.terminal,
-        ptys: context.ptys,
-        relay,
-    })
-}
-
-fn tree_to_make<'a>(
-    snapshot: &'a Snapshot,
-    made: &'a Made,
-    mapped: &'a MappedFds<'a>,
-    jobs: usize,
-) -> Result<Tree<'a>> {
-    let (own_vdso, mut owner_calls) = (resurrect::own_vdso()?, fd::relink(snapshot)?);
-    let parts = snapshot.processes.iter().map(|process| {
-        let mut later = snapshot
-            .processes
-            .iter()
-            .rev()
-            .take_while(|other| other.pid != process.pid);
-        let calls = match later.any(|other| other.fd_table == process.fd_table) {
-            true => None,
-            false => Some(std::mem::take(&mut owner_calls[process.fd_table as usize])),
-        };
-        parts_of(snapshot, made, mapped, process, calls, &own_vdso)
-    });
-    let mut inherited: Vec<BorrowedFd<'a>> = made.descriptions.iter().map(AsFd::as_fd).collect();
-    inherited.extend(made.files.all());
-    inherited.extend(made.shared_memory.all());
-    inherited.extend(made.terminal.as_ref().map(AsFd::as_fd));
-    inherited.extend(made.ptys.iter().map(MadePty::slave));
-    Tree::new(snapshot, &made.plan, parts.collect::<Result<_>>()?, inherited, jobs)
-}
-
-fn parts_of<'a>(
-    snapshot: &'a Snapshot,
-    made: &'a Made,
-    mapped: &'a MappedFds<'a>,
-    process: &'a Process,
-    owner_calls: Option<Vec<OwnerCall>>,
-    own_vdso: &[u8],
-) -> Result<Parts<'a>> {
-    let table = &snapshot.fd_tables[process.fd_table as usize];
-    let moves = table.entries.iter().map(|entry| Move {
-        from: made.descriptions[entry.description as usize].as_raw_fd(),
-        to: entry.fd,
-        cloexec: entry.cloexec,
-    });
-    Ok(Parts {
-        plan: &made.plan,
-        process,
-        mapped,
-        exe: made.files.exe(process),
-        cwd: made.files.cwd(process),
-        root: made.files.root(process),
-        moves: owner_calls.is_some().then(|| moves.collect()),
-        owner_calls: owner_calls.unwrap_or_default(),
-        inherited: &made.inherited,
-        vdso_syscall: resurrect::vdso_syscall(process, own_vdso)?,
-        terminal: process.terminal.and_then(|terminal| match terminal.pty {
-            Some(index) => made.ptys.get(index as usize).map(MadePty::slave),
-            None => made.terminal.as_ref().map(AsFd::as_fd),
-        }),
-        new_session: made.plan.session == Session::New || snapshot.has_id(process.sid),
-    })
 }
 
 /// Makes the processes and streams their content into place: what children inherit before they are made, then the rest. Returns how much
