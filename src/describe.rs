@@ -73,15 +73,14 @@ pub fn describe(facts: Facts) -> Result<Described, Refused> {
         warnings.extend(untold.map(|note| format!("pid {}: {note}", member.pid)));
     }
     let parts = facts.members.into_iter().zip(memories).zip(exes);
-    let table_of = facts.descriptors.table_of.into_iter();
-    let shares = table_of.zip(facts.directories.iter().map(|first| *first as u32));
-    let processes = shares.zip(parts);
+    let shares = |index: usize| (facts.descriptors.table_of[index], facts.directories[index] as u32);
+    let processes = parts.enumerate();
     let of_shared_objects = contents::of_shared_objects(&facts.shared_objects);
     let mut snapshot = Snapshot {
         host: facts.host,
         clocks: facts.clocks,
         processes: processes
-            .map(|(shares, ((member, vmas), exe))| process(member, exe, vmas, shares, &facts.descriptors.ptys))
+            .map(|(index, ((member, vmas), exe))| process(member, exe, vmas, shares(index), &facts.descriptors.ptys))
             .collect(),
         zombies: facts.zombies,
         leaderless: facts.leaderless,

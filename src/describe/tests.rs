@@ -151,6 +151,7 @@ fn facts(mappings: Vec<Mapping>) -> Facts {
         leaderless: Vec::new(),
         directories: vec![0],
         descriptors: crate::fd::Looked {
+            table_of: vec![0],
             tables: vec![crate::image::state::FdTable::default()],
             ..crate::fd::Looked::default()
         },
