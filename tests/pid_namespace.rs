@@ -197,15 +197,8 @@ fn descendants(pid: i32) -> Vec<i32> {
 #[test]
 fn a_thaw_that_fails_leaves_nobody() {
     let Some(frozen) = Frozen::perl(FAMILY) else { return };
-    let whole = fs::read(&frozen.image).expect("the image");
-    let damaged = frozen.dir.path().join("damaged.img");
-    fs::write(&damaged, &whole[..whole.len() - 2000]).expect("an image");
     let before = reapers();
-    let failed = Command::new("sh")
-        .args(["-c", "cat \"$1\" | \"$0\" thaw --new-pid-namespace -", CRYOPOD])
-        .arg(&damaged)
-        .output()
-        .expect("sh can be run");
+    let failed = frozen.thaw_fails_late("--new-pid-namespace");
     assert_eq!(failed.status.code(), Some(125), "{}", stderr(&failed));
     wait_until("its reaper ends", || {
         reapers().iter().all(|pid| before.contains(pid) || !exists(*pid))

@@ -3,10 +3,9 @@
 mod common;
 
 use common::frozen::Frozen;
-use common::{Program, build, can_thaw, cryopod, scratch, stderr};
+use common::{Program, build, can_thaw, scratch};
 use nix::sys::signal::Signal;
 use std::ffi::CString;
-use std::process::Command;
 
 /// A frozen `tree/posix_queues.c`; the queues that it has left behind are removed in the end.
 struct Left(Frozen);
@@ -39,14 +38,6 @@ impl Left {
         removed.iter().filter(|rc| **rc == 0).count()
     }
 
-    fn refused(&self, words: &[&str]) {
-        let thaw = cryopod(&[&"thaw", &"-d", &self.0.image]);
-        assert_eq!(thaw.status.code(), Some(3), "{}", stderr(&thaw));
-        for word in words {
-            assert!(stderr(&thaw).contains(word), "{word:?} is not in: {}", stderr(&thaw));
-        }
-    }
-
     fn goes_on(&self) {
         let program = self.0.thaw();
         program.signal(Signal::SIGUSR1);
@@ -71,15 +62,7 @@ fn those_that_are_gone_are_made_again() {
 fn a_thaw_that_fails_leaves_none() {
     let Some(left) = Left::behind() else { return };
     assert_eq!(left.remove(), 3);
-    let whole = std::fs::read(&left.0.image).expect("the image");
-    let damaged = left.0.dir.path().join("damaged.img");
-    std::fs::write(&damaged, &whole[..whole.len() - 2000]).expect("an image");
-    let thaw = Command::new("sh")
-        .args(["-c", "cat \"$1\" | \"$0\" thaw -d -", common::CRYOPOD])
-        .arg(&damaged)
-        .output()
-        .expect("sh can be run");
-    assert!(!thaw.status.success(), "{}", stderr(&thaw));
+    left.0.thaw_fails_late("-d");
     assert_eq!(left.remove(), 0);
 }
 
@@ -96,7 +79,7 @@ fn one_that_others_have_used_stands_against_a_thaw() {
     };
     assert_eq!(sent, 0);
     let remedy = format!("rm /dev/mqueue{}", name.to_string_lossy());
-    left.refused(&["holds other messages", &remedy]);
+    left.0.is_refused(&["holds other messages", &remedy]);
     assert_eq!(left.remove(), 3);
     left.goes_on();
 }

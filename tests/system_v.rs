@@ -3,7 +3,7 @@
 mod common;
 
 use common::frozen::Frozen;
-use common::{Program, build, can_thaw, cryopod, scratch, stderr};
+use common::{Program, build, can_thaw, scratch};
 use nix::sys::signal::Signal;
 
 /// The segments that a process made, as /proc/sysvipc lists them.
@@ -51,14 +51,6 @@ impl Left {
     fn remove_all(&self) {
         self.ids.iter().for_each(|id| remove(*id));
     }
-
-    fn refused(&self, words: &[&str]) {
-        let thaw = cryopod(&[&"thaw", &"-d", &self.frozen.image]);
-        assert_eq!(thaw.status.code(), Some(3), "{}", stderr(&thaw));
-        for word in words {
-            assert!(stderr(&thaw).contains(word), "{word:?} is not in: {}", stderr(&thaw));
-        }
-    }
 }
 
 impl Drop for Left {
@@ -89,16 +81,7 @@ fn what_is_gone_is_made_again_under_its_id() {
 fn a_thaw_that_fails_leaves_none() {
     let Some(left) = Left::behind() else { return };
     left.remove_all();
-    let whole = std::fs::read(&left.frozen.image).expect("the image");
-    let damaged = left.frozen.dir.path().join("damaged.img");
-    // The last frames and the index are missing.
-    std::fs::write(&damaged, &whole[..whole.len() - 2000]).expect("an image");
-    let thaw = std::process::Command::new("sh")
-        .args(["-c", "cat \"$1\" | \"$0\" thaw -d -", common::CRYOPOD])
-        .arg(&damaged)
-        .output()
-        .expect("sh can be run");
-    assert!(!thaw.status.success(), "{}", stderr(&thaw));
+    left.frozen.thaw_fails_late("-d");
     assert_eq!(segments_of(left.frozen.pid), Vec::<i32>::new());
 }
 
@@ -108,7 +91,8 @@ fn one_that_somebody_has_attached_is_left_alone() {
     // SAFETY: attached here, and detached below; nothing else refers to it.
     let addr = unsafe { libc::shmat(left.ids[0], std::ptr::null(), libc::SHM_RDONLY) };
     assert_ne!(addr as isize, -1);
-    left.refused(&["System V shared memory", "is attached by others", "end them first"]);
+    left.frozen
+        .is_refused(&["System V shared memory", "is attached by others", "end them first"]);
     // SAFETY: as above.
     unsafe { libc::shmdt(addr) };
     goes_on(left.frozen.thaw());
@@ -124,6 +108,6 @@ fn another_of_its_key_stands_against_it() {
     assert!(other >= 0);
     let words = [format!("key {key:#x}"), format!("ipcrm -m {other}")];
     // Another id or the same: either is said.
-    left.refused(&[&words[0], &words[1]]);
+    left.frozen.is_refused(&[&words[0], &words[1]]);
     remove(other);
 }

@@ -2,9 +2,8 @@
 
 mod common;
 
+use common::can_thaw;
 use common::frozen::Frozen;
-use common::{can_thaw, cryopod, stderr};
-use std::process::Command;
 
 /// A set with values 2 and 0, the second adjusted by one at its end; a queue with two messages.
 const PROGRAM: &str = r#"
@@ -54,14 +53,6 @@ impl Left {
         Some(Left(frozen))
     }
 
-    fn refused(&self, words: &[&str]) {
-        let thaw = cryopod(&[&"thaw", &"-d", &self.0.image]);
-        assert_eq!(thaw.status.code(), Some(3), "{}", stderr(&thaw));
-        for word in words {
-            assert!(stderr(&thaw).contains(word), "{word:?} is not in: {}", stderr(&thaw));
-        }
-    }
-
     fn goes_on(&self) {
         let program = self.0.thaw();
         self.0.go();
@@ -98,15 +89,7 @@ fn they_are_made_under_their_ids_where_they_are_not() {
 fn a_thaw_that_fails_leaves_none() {
     let Some(left) = Left::behind() else { return };
     remove(left.0.pid);
-    let whole = std::fs::read(&left.0.image).expect("the image");
-    let damaged = left.0.dir.path().join("damaged.img");
-    std::fs::write(&damaged, &whole[..whole.len() - 2000]).expect("an image");
-    let thaw = Command::new("sh")
-        .args(["-c", "cat \"$1\" | \"$0\" thaw -d -", common::CRYOPOD])
-        .arg(&damaged)
-        .output()
-        .expect("sh can be run");
-    assert!(!thaw.status.success(), "{}", stderr(&thaw));
+    left.0.thaw_fails_late("-d");
     assert_eq!(ids(left.0.pid), [None, None]);
 }
 
@@ -124,7 +107,8 @@ fn what_others_have_changed_stands_against_a_thaw() {
     };
     assert_eq!(rc, 0);
     let words = [format!("ipcrm -s {set}"), format!("ipcrm -q {queue}")];
-    left.refused(&["changed by others", "holds other messages", &words[0], &words[1]]);
+    left.0
+        .is_refused(&["changed by others", "holds other messages", &words[0], &words[1]]);
     remove(left.0.pid);
     left.goes_on();
 }
@@ -138,7 +122,7 @@ fn others_of_their_keys_stand_against_a_thaw() {
     // SAFETY: both take numbers.
     let made = unsafe { libc::semget(key, 5, flags) | libc::msgget(key, flags) };
     assert!(made >= 0);
-    left.refused(&[
+    left.0.is_refused(&[
         "the set of System V semaphores",
         &format!("{key:#x}"),
         "remove that first",

@@ -199,7 +199,7 @@ fn cannot_ask(pid: i32, error: tracer::Error) -> anyhow::Error {
 }
 
 /// A signal that came while the process was stopped is the user's to let in; every other failure is what it is.
-fn cannot_borrow(pid: i32, error: tracer::Error) -> anyhow::Error {
+pub(super) fn cannot_borrow(pid: i32, error: tracer::Error) -> anyhow::Error {
     let tracer::Error::SignalWaits(tid) = error else {
         return cannot_ask(pid, error).context("borrow a thread");
     };

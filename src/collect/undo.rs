@@ -5,6 +5,7 @@
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 
+use super::asked::cannot_borrow;
 use super::system_v::Sets;
 use crate::image::state::{Semaphore, Undo};
 use crate::sys::process::{Shared, share};
@@ -32,7 +33,7 @@ pub fn of_process(process: &mut StoppedProcess, sets: &Sets) -> Result<Undos> {
         }
         Err(errno) => return Err(errno).context("kcmp KCMP_SYSVSEM"),
     }
-    let mut remote = Remote::borrow(process, 0).context("borrow a thread")?;
+    let mut remote = Remote::borrow(process, 0).map_err(|error| cannot_borrow(pid, error))?;
     let asked = ask(&mut remote, pid, sets);
     remote.give_back().context("give a thread its registers back")?;
     asked

@@ -180,6 +180,8 @@ impl Queue {
     fn against_found(&self, found: &OwnedFd) -> Result<Option<(String, String)>> {
         let reason = match mqueue::look(found).context("mq_getattr")?.0 == self.shape() {
             false => "is another one here, of another size",
+            // To look into it would call them.
+            true if is_to_be_told(found)? => "is one here that others wait for (mq_notify(3))",
             true if messages(found)? != self.messages => "holds other messages than at the freeze",
             true => return Ok(None),
         };

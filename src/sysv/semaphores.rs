@@ -35,10 +35,11 @@ pub(super) fn against(set: &SemaphoreSet, snapshot: &Snapshot, here: &[Row]) -> 
         let both = now.iter().zip(&set.semaphores);
         let is_others = |(now, then): &(&Semaphore, &Semaphore)| now != then && !snapshot.has_id(now.user);
         let (other, _) = both.into_iter().find(is_others)?;
-        let reason = format!(
-            "was changed by others since the freeze (pid {} was the last)",
-            other.user
-        );
+        let whom = match other.user {
+            0 => "somebody whose pid is not to be seen here".into(),
+            user => format!("pid {user}"),
+        };
+        let reason = format!("was changed by others since the freeze ({whom} was the last)");
         Some((
             reason,
             format!(

@@ -1,6 +1,6 @@
 //! A program that was frozen, and is gone.
 
-use super::{Program, can_thaw, scratch};
+use super::{CRYOPOD, Program, can_thaw, cryopod, scratch, stderr};
 use std::fs;
 use std::path::PathBuf;
 
@@ -29,6 +29,30 @@ impl Frozen {
 
     pub fn thaw(&self) -> Program {
         Program::thaw(&self.image, self.pid)
+    }
+
+    /// A thaw is refused with all these words.
+    pub fn is_refused(&self, words: &[&str]) {
+        let thaw = cryopod(&[&"thaw", &"-d", &self.image]);
+        assert_eq!(thaw.status.code(), Some(3), "{}", stderr(&thaw));
+        for word in words {
+            assert!(stderr(&thaw).contains(word), "{word:?} is not in: {}", stderr(&thaw));
+        }
+    }
+
+    /// Thaws the image without its last frames and its index, through a pipe: they are missed only when all else has been made.
+    pub fn thaw_fails_late(&self, options: &str) -> std::process::Output {
+        let whole = fs::read(&self.image).expect("the image");
+        let damaged = self.dir.path().join("damaged.img");
+        fs::write(&damaged, &whole[..whole.len() - 2000]).expect("the directory takes a file");
+        let script = format!("cat \"$1\" | \"$0\" thaw {options} -");
+        let thaw = std::process::Command::new("sh")
+            .args(["-c", &script, CRYOPOD])
+            .arg(&damaged)
+            .output()
+            .expect("sh can be run");
+        assert!(!thaw.status.success(), "{}", stderr(&thaw));
+        thaw
     }
 
     /// Makes the file that the program waits for.
