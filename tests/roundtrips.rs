@@ -182,6 +182,7 @@ mod descriptors {
     roundtrip!(epoll, "fd/epoll.c");
     roundtrip!(eventfd, "fd/eventfd.c");
     roundtrip!(fifo, "fd/fifo.c");
+    roundtrip!(fifo_unlinked, "fd/fifo_unlinked.c");
     roundtrip!(files, "fd/files.c");
     roundtrip!(io_signals, "fd/io_signals.c");
     roundtrip!(many, "fd/many.c");
