@@ -1,5 +1,6 @@
 //! FIFOs (fifo(7)) that only these processes have open, also such as have no name any more, with the bytes that wait in them.
 
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, ensure};
@@ -124,11 +125,10 @@ impl Kind for Fifo {
         let found = match &self.at {
             At::Name(place) => place.find_same()?,
             At::Nowhere { mode, uid, gid } => {
-                if !context.nameless.contains_key(&self.inode) {
-                    let made = At::make_nowhere(*mode, *uid, *gid)?;
-                    context.nameless.insert(self.inode, made);
-                }
-                let made = &context.nameless[&self.inode];
+                let made = match context.nameless.entry(self.inode) {
+                    Entry::Occupied(made) => made.into_mut(),
+                    Entry::Vacant(place) => place.insert(At::make_nowhere(*mode, *uid, *gid)?),
+                };
                 made.try_clone().context("duplicate a descriptor")?
             }
         };
