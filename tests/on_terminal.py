@@ -73,13 +73,17 @@ class Screen:
         assert freeze.returncode == code, freeze.stderr
         return freeze.stderr
 
-    def again(self, size=(24, 80)):
-        """Frozen, and thawed on another terminal."""
+    def freeze_away(self):
+        """Frozen, its terminal closed, and nothing of it left."""
         said = self.freeze()
         assert not said, said
         os.close(self.fd)
         os.waitpid(self.pid, 0)
         reap()
+
+    def again(self, size=(24, 80)):
+        """Frozen, and thawed on another terminal."""
+        self.freeze_away()
         self.start([cryopod, 'thaw', image], size)
         deadline = time.time() + 20
         while not runs(self.program):
@@ -148,6 +152,14 @@ def bash():
     shell.ask('stty size', '50 100')
     shell.ask('exit 9', 'exit')
     shell.end(9)
+
+
+def frozen_shell():
+    shell = Screen('bash', '--norc', '--noprofile', '-i')
+    shell.expect(r'\$ ')
+    shell.ask('x=41', r'\$ ')
+    shell.freeze_away()
+    return shell
 
 
 def children(pid):
@@ -309,13 +321,7 @@ def emacs():
 
 def new():
     """--tty new: a terminal where there is none, typed on by stdin, shown on stdout; detached, shown in a file."""
-    shell = Screen('bash', '--norc', '--noprofile', '-i')
-    shell.expect(r'\$ ')
-    shell.ask('x=41', r'\$ ')
-    shell.freeze()
-    os.close(shell.fd)
-    os.waitpid(shell.pid, 0)
-    reap()
+    shell = frozen_shell()
     thaw = subprocess.Popen([cryopod, 'thaw', '--tty', 'new', image], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     shell.fd = thaw.stdout.fileno()
     def type(text):
@@ -390,13 +396,7 @@ def gdb():
 
 def named():
     """--tty, detached: the shell has the terminal that is named, and no thaw."""
-    shell = Screen('bash', '--norc', '--noprofile', '-i')
-    shell.expect(r'\$ ')
-    shell.ask('x=41', r'\$ ')
-    shell.freeze()
-    os.close(shell.fd)
-    os.waitpid(shell.pid, 0)
-    reap()
+    shell = frozen_shell()
     thaw = subprocess.run([cryopod, 'thaw', '-d', image], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert 'has none now' in thaw.stderr and '--tty' in thaw.stderr, thaw.stderr
     os.kill(shell.program, 9)
