@@ -32,6 +32,11 @@ pub fn capabilities() -> u64 {
     effective_capabilities(&status).unwrap_or(0)
 }
 
+/// CAP_SYS_RESOURCE.
+pub fn may_exceed_limits() -> bool {
+    capabilities() & 1 << 24 != 0
+}
+
 fn effective_capabilities(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(line.trim(), 16).ok()

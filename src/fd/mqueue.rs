@@ -19,7 +19,7 @@ use super::probe::Seen;
 use super::thaw::{Check, ReopenContext, open_again};
 use crate::image::state::{Description, Name};
 use crate::sys::mqueue::{self, Shape};
-use crate::sys::{apart, capabilities};
+use crate::sys::{apart, may_exceed_limits};
 
 /// One description of a queue.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,8 +191,7 @@ impl Queue {
 
     /// The limits of those without CAP_SYS_RESOURCE (mqueue_get_inode(), ipc/mqueue.c).
     fn too_large(&self) -> Result<Option<(&'static str, i64)>> {
-        const CAP_SYS_RESOURCE: u32 = 24;
-        if capabilities() & 1 << CAP_SYS_RESOURCE != 0 {
+        if may_exceed_limits() {
             return Ok(None);
         }
         for (setting, wanted) in [("msg_max", self.messages_max), ("msgsize_max", self.message_len_max)] {

@@ -18,6 +18,7 @@ use std::io;
 
 use crate::image::state::Ipc;
 use anyhow::{Context, Result, bail};
+use as_process::as_process;
 
 /// A line of /proc/sysvipc (proc_sysvipc(5)), by the names of its columns.
 #[derive(Debug, Clone)]
@@ -136,6 +137,25 @@ impl Kind {
 
     fn remove_first(&self, id: i64) -> String {
         format!("remove that first (ipcrm {} {id})", self.option)
+    }
+
+    /// That which is there, or one made under its id, by `creator` or a process of its user.
+    fn find_or_make(
+        &self,
+        ipc: &Ipc,
+        creator: i32,
+        create: impl Fn() -> nix::Result<i32>,
+        remove: fn(i32) -> nix::Result<()>,
+    ) -> Result<Kept> {
+        let is_new = self.find(ipc.id)?.is_none();
+        if is_new {
+            self.with_id(ipc.id, || as_process(creator, (ipc.cuid, ipc.cgid), &create), remove)?;
+        }
+        Ok(Kept {
+            id: ipc.id,
+            is_new,
+            remove,
+        })
     }
 
     /// Makes an object of this id: the kernel gives it to the next that anybody makes, so somebody may be first (kernel.shm_next_id,

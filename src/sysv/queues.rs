@@ -6,6 +6,7 @@ use nix::errno::Errno;
 use super::as_process::as_process;
 use super::{Kept, Objection, QUEUES, Row, msg};
 use crate::image::state::{Message, MessageQueue, Snapshot};
+use crate::sys::may_exceed_limits;
 
 /// A queue that the kernel lists, with its messages.
 pub fn look(row: &Row) -> Result<MessageQueue> {
@@ -61,9 +62,6 @@ pub(super) fn against(queue: &MessageQueue, snapshot: &Snapshot, here: &[Row]) -
     objection.or_else(|| too_large(queue).unwrap_or_else(|error| Some((format!("{error:#}"), String::new()))))
 }
 
-/// capabilities(7).
-const CAP_SYS_RESOURCE: u32 = 24;
-
 /// The limits of this machine.
 fn too_large(queue: &MessageQueue) -> Result<Option<Objection>> {
     let largest = queue.messages.iter().map(|message| message.text.len()).max();
@@ -73,7 +71,7 @@ fn too_large(queue: &MessageQueue) -> Result<Option<Objection>> {
         return Ok(Some((reason, format!("sysctl kernel.msgmax={len}"))));
     }
     let (wanted, most) = (room(queue), setting("msgmnb")?);
-    let may_exceed = crate::sys::capabilities() & 1 << CAP_SYS_RESOURCE != 0;
+    let may_exceed = may_exceed_limits();
     Ok((wanted > most && !may_exceed).then(|| {
         let reason = format!("holds up to {wanted} bytes, of which {most} are allowed here");
         (reason, format!("sysctl kernel.msgmnb={wanted}"))
@@ -90,21 +88,9 @@ fn room(queue: &MessageQueue) -> u64 {
 /// The queue with its messages.
 pub(super) fn make(queue: &MessageQueue) -> Result<Kept> {
     let ipc = &queue.ipc;
-    let found = QUEUES.find(ipc.id)?;
-    if found.is_none() {
-        let create = || as_process(0, (ipc.cuid, ipc.cgid), || msg::create(ipc.key, ipc.mode));
-        QUEUES.with_id(ipc.id, create, msg::remove)?;
-    }
-    let kept = Kept {
-        id: ipc.id,
-        is_new: found.is_none(),
-        remove: msg::remove,
-    };
-    let is_as_it_was = found
-        .as_ref()
-        .map(look)
-        .transpose()?
-        .is_some_and(|now| now.messages == queue.messages);
+    let kept = QUEUES.find_or_make(ipc, 0, || msg::create(ipc.key, ipc.mode), msg::remove)?;
+    let now = QUEUES.find(ipc.id)?.as_ref().map(look).transpose()?;
+    let is_as_it_was = !kept.is_new && now.is_some_and(|now| now.messages == queue.messages);
     if !is_as_it_was {
         msg::set(ipc, room(queue)).context("msgctl IPC_SET")?;
         fill(queue)?;
@@ -144,9 +130,8 @@ fn fill(queue: &MessageQueue) -> Result<()> {
         received.context("msgrcv")?;
     }
     let messages: Vec<Vec<u8>> = queue.messages.iter().map(msg::bytes).collect();
-    match messages.is_empty() {
-        true => {}
-        false => drop(send(&messages).context("msgsnd")?),
+    if !messages.is_empty() {
+        send(&messages).context("msgsnd")?;
     }
     let now = QUEUES.find(id)?.map(|row| look(&row)).transpose()?;
     if now.is_none_or(|now| now.messages != queue.messages) {

@@ -6,7 +6,6 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::as_process::as_process;
 use super::{Kept, Objection, Row, SEGMENTS, shm};
 use crate::arch::PAGE_SIZE;
 use crate::image::state::{Segment, SharedKind, SharedObject, Snapshot};
@@ -54,7 +53,12 @@ pub fn unattached() -> Result<Vec<Unattached>> {
 impl Unattached {
     /// Its memory as a file, for those with CAP_CHECKPOINT_RESTORE.
     pub fn open(&self) -> Result<OwnedFd> {
-        Attached::of(self.id, self.size, libc::SHM_RDONLY)?.open(false)
+        let found = Kept {
+            id: self.id,
+            is_new: false,
+            remove: shm::remove,
+        };
+        Attached::of(found, self.size, libc::SHM_RDONLY)?.open(false)
     }
 }
 
@@ -67,15 +71,11 @@ pub struct Attached {
 }
 
 impl Attached {
-    fn of(id: i32, size: u64, flags: i32) -> Result<Self> {
+    fn of(segment: Kept, size: u64, flags: i32) -> Result<Self> {
         Ok(Attached {
-            addr: shm::attach(id, flags).context("shmat")?,
+            addr: shm::attach(segment.id, flags).context("shmat")?,
             len: size.next_multiple_of(PAGE_SIZE),
-            segment: Kept {
-                id,
-                is_new: false,
-                remove: shm::remove,
-            },
+            segment,
         })
     }
 
@@ -142,14 +142,10 @@ fn is_same(segment: &Segment, size: u64, row: &Row) -> bool {
 /// The segment, empty, and its memory as a file; it was [checked](check).
 pub fn make(segment: &Segment, size: u64) -> Result<(OwnedFd, Attached)> {
     let Segment { ipc, creator } = segment;
-    let is_new = find(ipc.id)?.is_none();
-    if is_new {
-        let create = || shm::create(ipc.key, size, ipc.mode);
-        let create = || as_process(*creator, (ipc.cuid, ipc.cgid), create);
-        SEGMENTS.with_id(ipc.id, create, shm::remove)?;
-    }
-    let mut attached = Attached::of(ipc.id, size, 0)?;
-    attached.segment.is_new = is_new;
+    let create = || shm::create(ipc.key, size, ipc.mode);
+    let segment = SEGMENTS.find_or_make(ipc, *creator, create, shm::remove)?;
+    let is_new = segment.is_new;
+    let mut attached = Attached::of(segment, size, 0)?;
     shm::set(ipc).context("shmctl IPC_SET")?;
     let file = attached.open(true)?;
     if !is_new {
@@ -171,7 +167,7 @@ pub fn make(segment: &Segment, size: u64) -> Result<(OwnedFd, Attached)> {
     if ipc.mode & shm::DEST != 0 {
         // It lives for as long as somebody has it attached, and goes with us should we fail.
         shm::remove(ipc.id).context("shmctl IPC_RMID")?;
-        attached.segment.is_new = false;
+        attached.keep();
     }
     Ok((file, attached))
 }

@@ -53,17 +53,8 @@ pub(super) fn against(set: &SemaphoreSet, snapshot: &Snapshot, here: &[Row]) -> 
 /// The set with its values; [`Users`] come later.
 pub(super) fn make(set: &SemaphoreSet) -> Result<Kept> {
     let SemaphoreSet { ipc, semaphores, .. } = set;
-    let found = SEMAPHORES.find(ipc.id)?;
-    if found.is_none() {
-        let create = || sem::create(ipc.key, semaphores.len(), ipc.mode);
-        let create = || as_process(0, (ipc.cuid, ipc.cgid), create);
-        SEMAPHORES.with_id(ipc.id, create, sem::remove)?;
-    }
-    let kept = Kept {
-        id: ipc.id,
-        is_new: found.is_none(),
-        remove: sem::remove,
-    };
+    let create = || sem::create(ipc.key, semaphores.len(), ipc.mode);
+    let kept = SEMAPHORES.find_or_make(ipc, 0, create, sem::remove)?;
     let now = sem::values(ipc.id, semaphores.len()).context("semctl GETALL")?;
     for (number, (semaphore, now)) in (0..).zip(semaphores.iter().zip(now)) {
         // Not where it has the value: what others would have undone goes with it.

@@ -147,11 +147,15 @@ impl Follower {
     }
 
     fn send(&self, signal: i32) -> Result<()> {
-        match sys::kill(self.pid, signal) {
-            // It has ended, which the next report says.
-            Ok(()) | Err(Errno::ESRCH) => Ok(()),
-            Err(errno) => Err(errno).with_context(|| format!("pass signal {signal} on to pid {}", self.pid)),
-        }
+        send(self.pid, signal)
+    }
+}
+
+/// One that has ended needs none, and the next look at it says so.
+pub(super) fn send(pid: Pid, signal: i32) -> Result<()> {
+    match sys::kill(pid, signal) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(errno).with_context(|| format!("pass signal {signal} on to pid {pid}")),
     }
 }
 

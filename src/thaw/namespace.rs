@@ -14,17 +14,19 @@ use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{ForkResult, Pid, getpgrp, tcgetpgrp, tcsetpgrp};
+use nix::unistd::{ForkResult, Pid, getpgrp, tcgetpgrp};
 
 use super::foreground;
+use super::terminal::Terminal;
+use crate::collect::{self, ProcDir, Status};
 use crate::image::state::Snapshot;
 use crate::refusal::{Refusal, Refused};
 use crate::sys::{self, Became};
 
-/// /proc of the namespace that thaw was started in, and our id there.
+/// /proc of the namespace that thaw was started in, and our own directory there.
 struct Outside {
     proc: OwnedFd,
-    own: i32,
+    own: ProcDir,
 }
 
 static OUTSIDE: OnceLock<Outside> = OnceLock::new();
@@ -44,7 +46,7 @@ pub fn enter(snapshot: &Snapshot) -> Result<()> {
     }
     let reaper = start_reaper(last)?;
     let proc = OwnedFd::from(File::open("/proc").context("open /proc")?);
-    let was_foreground = is_foreground();
+    let was_foreground = Terminal::of_group(getpgrp()).is_some();
     match sys::fork_alone().context("fork")? {
         ForkResult::Parent { child } => {
             let code = follow(child, was_foreground);
@@ -55,8 +57,10 @@ pub fn enter(snapshot: &Snapshot) -> Result<()> {
         ForkResult::Child => {
             // Kept open until we end.
             std::mem::forget(reaper);
+            // That of the old /proc still, which knows us by another number.
+            let own = File::open("/proc/self").context("open /proc/self")?;
+            let own = ProcDir::of(own.as_fd()).context("duplicate /proc/self")?;
             own_proc()?;
-            let own = find_outside(&proc, std::process::id().cast_signed())?;
             ensure!(
                 OUTSIDE.set(Outside { proc, own }).is_ok(),
                 "entered a pid namespace twice"
@@ -161,33 +165,11 @@ pub fn is_in_foreground(terminal: impl AsFd) -> bool {
     };
     match OUTSIDE.get() {
         Some(outside) if getpgrp().as_raw() == 0 => {
-            let path = format!("/proc/self/fd/{}/{}/stat", outside.proc.as_raw_fd(), outside.own);
-            let stat = fs::read(path).unwrap_or_default();
-            foreground.as_raw() == 0 && leads_terminal(&String::from_utf8_lossy(&stat))
+            let stat = collect::stat(&outside.own);
+            foreground.as_raw() == 0 && stat.is_ok_and(|stat| stat.pgrp == stat.tpgid)
         }
         _ => foreground == getpgrp(),
     }
-}
-
-/// From a line of /proc/PID/stat: its process group is tpgid.
-fn leads_terminal(stat: &str) -> bool {
-    let Some((_, tail)) = stat.rsplit_once(')') else {
-        return false;
-    };
-    // state, ppid, pgrp, session, tty_nr, tpgid.
-    let fields: Vec<&str> = tail.split_ascii_whitespace().collect();
-    fields.len() > 5 && fields[2] == fields[5]
-}
-
-fn is_foreground() -> bool {
-    own_terminal().is_some_and(|terminal| tcgetpgrp(&terminal) == Ok(getpgrp()))
-}
-
-fn own_terminal() -> Option<OwnedFd> {
-    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
-    let all = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
-    let found = all.into_iter().find(|fd| tcgetpgrp(fd).is_ok())?;
-    found.try_clone_to_owned().ok()
 }
 
 /// Outside: as if we were that thaw.
@@ -209,7 +191,7 @@ fn follow(inside: Pid, was_foreground: bool) -> Result<u8> {
                     foreground::stop_ourselves()?;
                     // fg(1) reaches the whole group, kill(1) us alone.
                     if is_stopped(inside) {
-                        send(inside, libc::SIGCONT)?;
+                        foreground::send(inside, libc::SIGCONT)?;
                     }
                 }
                 Became::Same => break,
@@ -218,33 +200,23 @@ fn follow(inside: Pid, was_foreground: bool) -> Result<u8> {
         let info = sys::wait_for_signal(&foreground::passing_and_children()).context("wait for signals")?;
         // The kernel's own went to the whole process group, which is thaw's inside as well.
         if info.signal != libc::SIGCHLD && info.code != libc::SI_KERNEL {
-            send(inside, info.signal)?;
+            foreground::send(inside, info.signal)?;
         }
     }
 }
 
-fn send(pid: Pid, signal: i32) -> Result<()> {
-    match sys::kill(pid, signal) {
-        Ok(()) | Err(Errno::ESRCH) => Ok(()),
-        Err(errno) => Err(errno).with_context(|| format!("pass signal {signal} on to pid {pid}")),
-    }
-}
-
 fn is_stopped(pid: Pid) -> bool {
-    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let stat = String::from_utf8_lossy(&stat).into_owned();
-    stat.rsplit_once(')')
-        .is_some_and(|(_, tail)| tail.trim_start().starts_with('T'))
+    let status = ProcDir::by_pid(pid.as_raw()).map_err(anyhow::Error::from);
+    status
+        .and_then(|dir| Status::of(&dir))
+        .is_ok_and(|status| status.state == 'T')
 }
 
 /// From inside, our own process group has no id to give it the terminal by.
 fn take_terminal_back(was_ours: bool) -> Result<()> {
-    let Some(terminal) = own_terminal().filter(|_| was_ours) else {
-        return Ok(());
-    };
-    match tcsetpgrp(&terminal, getpgrp()) {
-        Ok(()) | Err(Errno::EPERM | Errno::ENOTTY) => Ok(()),
-        Err(errno) => Err(errno).context("take the terminal back"),
+    match Terminal::own().filter(|_| was_ours) {
+        Some(terminal) => terminal.give_to(getpgrp()),
+        None => Ok(()),
     }
 }
 
@@ -265,12 +237,5 @@ mod tests {
         assert_eq!(last(&[310, 32760]), 310);
         assert!(last_pid(vec![5, 1], 32768).is_err());
         assert!(last_pid((2..32768).collect(), 32768).is_err());
-    }
-
-    #[test]
-    fn the_foreground_is_told_by_stat() {
-        assert!(leads_terminal("7 (a) b) S 1 70 60 34816 70 4194304"));
-        assert!(!leads_terminal("7 (a) S 1 70 60 34816 71 4194304"));
-        assert!(!leads_terminal(""));
     }
 }

@@ -12,10 +12,10 @@ use super::namespace::is_in_foreground;
 use crate::fd::TerminalSettings;
 
 /// The controlling terminal, where we have one on stdin, stdout or stderr.
-struct Terminal(OwnedFd);
+pub(super) struct Terminal(OwnedFd);
 
 impl Terminal {
-    fn own() -> Option<Self> {
+    pub(super) fn own() -> Option<Self> {
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let candidates = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         // tcgetpgrp fails with ENOTTY on all but our controlling terminal.
@@ -23,7 +23,7 @@ impl Terminal {
         fd.try_clone_to_owned().ok().map(Terminal)
     }
 
-    fn of_group(group: Pid) -> Option<Self> {
+    pub(super) fn of_group(group: Pid) -> Option<Self> {
         Self::own().filter(|terminal| match group == getpgrp() {
             true => is_in_foreground(&terminal.0),
             false => tcgetpgrp(&terminal.0) == Ok(group),
@@ -31,7 +31,7 @@ impl Terminal {
     }
 
     /// SIGTTOU is blocked, see `foreground::hold_signals`, so that a background group may do this.
-    fn give_to(&self, group: Pid) -> Result<()> {
+    pub(super) fn give_to(&self, group: Pid) -> Result<()> {
         match tcsetpgrp(&self.0, group) {
             // The group is gone, or somebody else has the terminal by now.
             Ok(()) | Err(Errno::ESRCH | Errno::EPERM | Errno::ENOTTY) => Ok(()),
