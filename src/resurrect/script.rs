@@ -1,6 +1,8 @@
 //! System calls of the task that is rebuilt, gathered and run many at a time by the stub. They read as calls.
 #![deny(unsafe_code)]
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 
@@ -174,16 +176,34 @@ impl<'a> Script<'a> {
             self.data.clear();
         }
         let ops: Vec<Op> = queue.iter().map(|(_, op)| *op).collect();
-        self.stage.write_ops(&ops)?;
-        let done = run_stub(self.stage, self.task, ops.len())?;
-        let results = self.stage.results(ops.len())?;
-        if done < ops.len() {
-            let (name, op) = queue[done];
-            return Err(failed(name, &op, results[done])).with_context(|| format!("task {}", self.task.tid()));
+        let (mut results, begin) = (Vec::with_capacity(ops.len()), Instant::now());
+        while results.len() < ops.len() {
+            let rest = &ops[results.len()..];
+            self.stage.write_ops(rest)?;
+            let done = run_stub(self.stage, self.task, rest.len())?;
+            results.extend(self.stage.results(done)?);
+            if done == rest.len() {
+                break;
+            }
+            let result = self.stage.results(done + 1)?[done];
+            let (name, op) = queue[results.len()];
+            if !may_be_free_soon(&op, result) || begin.elapsed() > PATIENCE {
+                return Err(failed(name, &op, result)).with_context(|| format!("task {}", self.task.tid()));
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
         Ok(results)
     }
 }
+
+/// Whoever has an id that was free when we looked may be gone in a moment. And since Linux 6.15 a task that has ended and was waited for is out
+/// of everybody's sight some time before its id can be used again (free_pids() in release_task(), kernel/exit.c).
+fn may_be_free_soon(op: &Op, result: i64) -> bool {
+    op.number == libc::SYS_clone3 as u64 && result == -i64::from(libc::EEXIST)
+}
+
+/// How long an id that nobody had may be in use.
+pub(super) const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Lets the stub run `count` operations and returns how many it ran before an error.
 fn run_stub(stage: &Stage, task: &mut Stopped, count: usize) -> Result<usize> {
