@@ -116,6 +116,7 @@ impl<'a> Finder<'a> {
             Class::Kernel => Object::Kernel,
             Class::Other => Object::Other,
             Class::Shared => Object::Shared(self.shared_object(area)),
+            // Private mappings of it, too, so that their pages follow what is written to it.
             Class::File if self.is_deleted_and_shared(area) => Object::Shared(self.shared_object(area)),
             Class::File => Object::File(self.file(area)),
         }
@@ -123,7 +124,7 @@ impl<'a> Finder<'a> {
 
     fn is_deleted_and_shared(&self, area: &Area) -> bool {
         let (device, inode) = common::inode(area);
-        area.shared && self.shared.is_deleted(device, inode)
+        self.shared.is_deleted(device, inode)
     }
 
     /// Path and file of the executable.

@@ -27,6 +27,8 @@ pub struct SharedObjects {
     /// Deleted files of other file systems that are mapped shared.
     deleted: HashSet<(u64, u64)>,
     by_inode: HashMap<(u64, u64), u32>,
+    /// Copies of files, which may be carried as memory as well.
+    copies: HashMap<(u64, u64), u32>,
     objects: Vec<SharedObject>,
     files: Vec<OwnedFd>,
 }
@@ -39,6 +41,7 @@ impl SharedObjects {
             device,
             deleted: HashSet::new(),
             by_inode: HashMap::new(),
+            copies: HashMap::new(),
             objects: Vec::new(),
             files: Vec::new(),
         })
@@ -61,11 +64,7 @@ impl SharedObjects {
 
     /// Of all but copies of files, st_dev and st_ino, with their indices.
     pub fn inodes(&self) -> impl Iterator<Item = ((u64, u64), u32)> {
-        let is_copy = |index: u32| matches!(self.objects[index as usize].kind, SharedKind::Copy { .. });
-        self.by_inode
-            .iter()
-            .map(|(inode, index)| (*inode, *index))
-            .filter(move |(_, index)| !is_copy(*index))
+        self.by_inode.iter().map(|(inode, index)| (*inode, *index))
     }
 
     /// Whether it is carried as memory, and not as a file.
@@ -113,21 +112,29 @@ impl SharedObjects {
     /// The index of a copy of `file`, which has this path.
     pub fn intern_copy(&mut self, file: OwnedFd, path: &[u8]) -> Result<u32> {
         let stat = fstat(&file).context("fstat")?;
-        if let Some(index) = self.find(stat.st_dev, stat.st_ino) {
-            return Ok(index);
+        let inode = (stat.st_dev, stat.st_ino);
+        if let Some(index) = self.copies.get(&inode) {
+            return Ok(*index);
         }
         let kind = SharedKind::Copy {
             name: path.to_vec(),
             mode: stat.st_mode,
         };
-        self.add(kind, (stat.st_dev, stat.st_ino), size_of(&stat)?, file)
+        let index = self.push(kind, size_of(&stat)?, file)?;
+        self.copies.insert(inode, index);
+        Ok(index)
     }
 
     fn add(&mut self, kind: SharedKind, inode: (u64, u64), size: u64, file: OwnedFd) -> Result<u32> {
+        let index = self.push(kind, size, file)?;
+        self.by_inode.insert(inode, index);
+        Ok(index)
+    }
+
+    fn push(&mut self, kind: SharedKind, size: u64, file: OwnedFd) -> Result<u32> {
         let index = u32::try_from(self.objects.len()).context("too many shared objects")?;
         self.objects.push(SharedObject { kind, size });
         self.files.push(file);
-        self.by_inode.insert(inode, index);
         Ok(index)
     }
 
