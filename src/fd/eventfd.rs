@@ -1,6 +1,7 @@
 //! eventfd(2): the counter.
 
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::eventfd::{EfdFlags, EventFd as NixEventFd};
@@ -12,6 +13,7 @@ use super::look::Look;
 use super::probe::Seen;
 use super::thaw::ReopenContext;
 use crate::image::state::Description;
+use crate::sys::fds;
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventFd {
@@ -35,15 +37,19 @@ impl Kind for EventFd {
 
     fn describe(probe: &Probe<'_>, look: &mut Look<'_>) -> Result<Self, Unfit> {
         let (count, semaphore) = EventFd::parse(&probe.seen.info)?;
-        if semaphore.is_none() {
-            // A read would tell, but would take from the counter, and a freezer that died then would have changed it for good.
-            let what = "is taken for a plain counter: before Linux 6.5 the kernel does not show EFD_SEMAPHORE";
-            look.warn(probe.seen, what);
-        }
-        Ok(EventFd {
-            count,
-            semaphore: semaphore.unwrap_or(false),
-        })
+        let semaphore = match semaphore {
+            Some(known) => known,
+            None => match is_semaphore(&probe.file, count) {
+                Ok(found) => found,
+                Err(_another_took_it) => {
+                    let what = "is taken for a plain counter: before Linux 6.5 the kernel does not show EFD_SEMAPHORE, and \
+                                another process reads it at this moment";
+                    look.warn(probe.seen, what);
+                    false
+                }
+            },
+        };
+        Ok(EventFd { count, semaphore })
     }
 
     fn reopen(&self, _description: &Description, _context: &mut ReopenContext) -> Result<OwnedFd> {
@@ -63,9 +69,60 @@ impl Kind for EventFd {
     }
 }
 
+/// What a read tells: a semaphore gives 1 of a counter that holds more (eventfd(2)). What was taken is put back at once; who waits for the
+/// counter by epoll(7) with EPOLLET may find it ready once more.
+fn is_semaphore(file: &OwnedFd, count: u64) -> io::Result<bool> {
+    let added = 2u64.saturating_sub(count);
+    if added > 0 {
+        add(file, added)?;
+    }
+    let taken = take(file)?;
+    // With what was added, a semaphore has one too many where it held nothing.
+    match taken {
+        1 if added == 2 => take(file).map(|_one| true),
+        1 => add(file, u64::from(added == 0)).map(|()| true),
+        all => add(file, all - added).map(|()| false),
+    }
+}
+
+fn add(file: &OwnedFd, value: u64) -> io::Result<()> {
+    match value {
+        0 => Ok(()),
+        _ => Ok(nix::unistd::write(file, &value.to_ne_bytes()).map(drop)?),
+    }
+}
+
+/// Without waiting, whatever the description's O_NONBLOCK says.
+fn take(file: &OwnedFd) -> io::Result<u64> {
+    let mut value = [0; 8];
+    match fds::read_at_once(file.as_fd(), &mut value)? {
+        8 => Ok(u64::from_ne_bytes(value)),
+        read => Err(io::Error::other(format!("an eventfd gave {read} bytes"))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
+
+    #[test]
+    fn a_semaphore_is_told_from_a_counter_and_nothing_changes() {
+        for count in [0, 1, 2, 3, 1 << 40] {
+            for semaphore in [false, true] {
+                let flags = match semaphore {
+                    true => EfdFlags::EFD_SEMAPHORE,
+                    false => EfdFlags::empty(),
+                };
+                let file: OwnedFd = NixEventFd::from_flags(flags).unwrap().into();
+                add(&file, count).unwrap();
+                assert_eq!(is_semaphore(&file, count).unwrap(), semaphore, "{count}");
+                let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).unwrap();
+                assert_eq!(EventFd::parse(&FdInfo::parse(info).unwrap()).unwrap().0, count);
+            }
+        }
+    }
 
     fn info(lines: &str) -> FdInfo {
         FdInfo::parse(format!("pos:\t0\nflags:\t02\nmnt_id:\t17\nino:\t1038\n{lines}")).unwrap()

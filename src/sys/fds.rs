@@ -156,3 +156,14 @@ unsafe fn new_fd(rc: i64) -> io::Result<OwnedFd> {
     // SAFETY: the caller vouches for `rc`.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+/// preadv2(2) with RWF_NOWAIT at the description's own place: what is there without waiting, else EAGAIN, whatever its O_NONBLOCK says.
+pub fn read_at_once(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    let iov = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    // SAFETY: the iovec and the buffer live until the call returns.
+    let read = unsafe { libc::preadv2(fd.as_raw_fd(), &raw const iov, 1, -1, libc::RWF_NOWAIT) };
+    usize::try_from(read).map_err(|_| io::Error::last_os_error())
+}
