@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use super::memory::Area;
 use super::proc::ProcDir;
-use crate::arch::PAGE_SIZE as PAGE;
+use crate::arch::{HUGE_PAGE_SIZE, PAGE_SIZE as PAGE};
 use crate::image::ranges;
 use crate::sys::process::{self as sys, PageRegion, ScanRequest};
 
@@ -21,7 +21,7 @@ pub struct Populated {
     pub runs: Vec<(u64, u64)>,
     /// Guard regions (madvise(2), MADV_GUARD_INSTALL), which have no content and fault.
     pub guards: Vec<(u64, u64)>,
-    /// Transparent huge pages. Only PAGEMAP_SCAN tells them.
+    /// Transparent huge pages.
     pub huge: Vec<(u64, u64)>,
 }
 
@@ -126,7 +126,34 @@ impl Scanner {
             }
             at = end;
         }
+        found.huge = self.huge_pages(&found.runs)?;
         Ok(found)
+    }
+
+    /// Huge pages among these: the flags of their frames tell (/proc/kpageflags, Documentation/admin-guide/mm/pagemap.rst), to those with
+    /// CAP_SYS_ADMIN.
+    fn huge_pages(&self, runs: &[(u64, u64)]) -> Result<Vec<(u64, u64)>> {
+        const THP: u64 = 1 << 22;
+        const FRAMES: u64 = HUGE_PAGE_SIZE / PAGE;
+        let mut huge = Vec::new();
+        let Ok(flags) = File::open("/proc/kpageflags") else {
+            return Ok(huge);
+        };
+        for &(start, end) in runs {
+            let mut at = start.next_multiple_of(HUGE_PAGE_SIZE);
+            while at + HUGE_PAGE_SIZE <= end {
+                let frame = entries(&self.pagemap, at, at + PAGE)?[0].frame();
+                let mut word = [0; 8];
+                if let Some(frame) = frame.filter(|frame| frame.is_multiple_of(FRAMES))
+                    && flags.read_exact_at(&mut word, frame * 8).is_ok()
+                    && u64::from_ne_bytes(word) & THP != 0
+                {
+                    append(&mut huge, at, at + HUGE_PAGE_SIZE);
+                }
+                at += HUGE_PAGE_SIZE;
+            }
+        }
+        Ok(huge)
     }
 }
 
@@ -154,6 +181,13 @@ impl Entry {
         const PRESENT_OR_SWAPPED: u64 = 3 << 62;
         const NUMBER: u64 = (1 << 55) - 1;
         (self.0 & NUMBER != 0).then_some(self.0 & (PRESENT_OR_SWAPPED | NUMBER))
+    }
+
+    /// The frame of a page that is in memory, where we are told.
+    fn frame(self) -> Option<u64> {
+        const PRESENT: u64 = 1 << 63;
+        const NUMBER: u64 = (1 << 55) - 1;
+        Some(self.0 & NUMBER).filter(|frame| *frame != 0 && self.0 & PRESENT != 0)
     }
 
     /// The page of one process only (Linux 4.2).

@@ -68,7 +68,7 @@ pub(super) struct ProcessFill {
     /// Ascending.
     targets: Vec<Target>,
     /// Addresses of huge pages in mappings without small ones.
-    pure: Vec<u64>,
+    pure: Vec<Place>,
     jobs: usize,
 }
 
@@ -192,32 +192,47 @@ fn is_all_huge(vma: &Vma) -> bool {
 }
 
 /// The addresses of huge pages: in mappings that have no others, and in those that have.
-fn huge_pages(map: &Memory) -> (Vec<u64>, Vec<u64>) {
+fn huge_pages(map: &Memory) -> (Vec<Place>, Vec<Place>) {
     let (mut pure, mut mixed) = (Vec::new(), Vec::new());
     for vma in map.vmas.iter().filter(|vma| is_plain_anonymous(vma)) {
         let list = if is_all_huge(vma) { &mut pure } else { &mut mixed };
         for &(start, end) in &vma.huge {
-            list.extend((start.next_multiple_of(arch::HUGE_PAGE_SIZE)..end).step_by(arch::HUGE_PAGE_SIZE as usize));
+            let pages = (start.next_multiple_of(arch::HUGE_PAGE_SIZE)..end).step_by(arch::HUGE_PAGE_SIZE as usize);
+            list.extend(pages.map(|at| Place {
+                at,
+                is_untouched: !is_all_huge(vma) && vma.inherited.is_empty(),
+            }));
         }
     }
     (pure, mixed)
 }
 
-/// Touches each huge page without changing it, so that the kernel puts one there, if it has one and the mapping's advice allows it.
-fn put_huge_pages(memory: &File, addresses: &[u64], jobs: usize) -> Result<()> {
-    let touch = |addresses: &[u64]| -> Result<()> {
-        for &at in addresses {
+/// Where a huge page is to be.
+struct Place {
+    at: u64,
+    /// Nothing was ever read or written there.
+    is_untouched: bool,
+}
+
+/// Touches each huge page without changing it, so that the kernel puts one there, if it has one and the mapping's advice allows it. It is not
+/// read where it holds zeros in any case: that gives the huge zero page, in whose place a write puts small ones before Linux 6.12
+/// (do_huge_pmd_wp_page(), mm/huge_memory.c).
+fn put_huge_pages(memory: &File, places: &[Place], jobs: usize) -> Result<()> {
+    let touch = |places: &[Place]| -> Result<()> {
+        for &Place { at, is_untouched } in places {
             let mut byte = [0];
-            memory
-                .read_exact_at(&mut byte, at)
-                .and_then(|()| memory.write_all_at(&byte, at))
+            let read = match is_untouched {
+                true => Ok(()),
+                false => memory.read_exact_at(&mut byte, at),
+            };
+            read.and_then(|()| memory.write_all_at(&byte, at))
                 .with_context(|| format!("put a huge page at {at:#x}"))?;
         }
         Ok(())
     };
-    let part = addresses.len().div_ceil(jobs.max(1)).max(1);
+    let part = places.len().div_ceil(jobs.max(1)).max(1);
     std::thread::scope(|scope| {
-        let threads: Vec<_> = addresses.chunks(part).map(|part| scope.spawn(|| touch(part))).collect();
+        let threads: Vec<_> = places.chunks(part).map(|part| scope.spawn(|| touch(part))).collect();
         threads
             .into_iter()
             .try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
