@@ -1,14 +1,16 @@
 //! Compiles the resurrector's stub with plain rustc into OUT_DIR; `resurrect::stage` embeds it.
 
 use std::env;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
 
-const SOURCES: [&str; 4] = [
+const SOURCES: [&str; 5] = [
     "src/resurrect/stub/main.rs",
     "src/resurrect/stub/stub.ld",
     "src/resurrect/wire.rs",
     "src/arch/x86_64/stub.rs",
+    "src/arch/aarch64/stub.rs",
 ];
 
 fn main() {
@@ -17,7 +19,14 @@ fn main() {
         println!("cargo:rerun-if-changed={source}");
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("stub.elf");
-    let status = rustc()
+    let mut rustc = rustc();
+    // The one that is configured for the target, where it is not this machine.
+    if let Some(linker) = env::var_os("RUSTC_LINKER") {
+        let mut option = OsString::from("-Clinker=");
+        option.push(linker);
+        rustc.arg(option);
+    }
+    let status = rustc
         .args([
             "--edition",
             "2024",

@@ -9,7 +9,12 @@
 //! - `signal_action`: struct kernel_sigaction.
 //! - `stub` (compiled into the resurrector, not into this crate): `_start`, the raw system call, the trap.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+mod clone_args;
 pub mod registers;
+#[cfg(target_arch = "aarch64")]
+pub use aarch64::*;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]

@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 
 use super::policies::Candidates;
 use super::speculation;
-use crate::image::state::{MemoryPolicy, ProcessSettings};
+use crate::image::state::{MemoryPolicy, ProcessSettings, Rseq};
 use crate::image::state::{PosixTimer, SigAltStack, SignalAction, TimerTime};
 use crate::refusal::{Refusal, Refused};
 use crate::tracer::{self, Remote, StoppedProcess, StoppedThread};
@@ -44,6 +44,8 @@ pub struct ThreadAnswers {
     pub cpuid_faults: bool,
     pub speculation: [u32; 3],
     pub memory_policy: Option<MemoryPolicy>,
+    /// Where the kernel does not tell it by itself.
+    pub rseq: Option<Rseq>,
 }
 
 /// What to ask beyond what every program is asked.
@@ -56,6 +58,8 @@ pub struct Questions<'a> {
     pub speculation: Vec<[Option<u32>; 3]>,
     /// Whether the CPU can make the instruction CPUID raise a signal.
     pub cpuid_may_fault: bool,
+    /// Whether the kernel tells of rseq(2).
+    pub rseq_is_told: bool,
 }
 
 /// Asks the first thread about the process, and each about itself.
@@ -84,14 +88,19 @@ fn ask_all(remote: &mut Remote<'_>, tids: &[Pid], questions: &mut Questions<'_>)
         .map_err(|error| cannot_ask(pid, error))
         .context("ask the process")?;
     let first_speculation = answers.threads[0].speculation;
+    if !questions.rseq_is_told {
+        answers.threads[0].rseq = rseq(remote, pid, tids[0])?;
+    }
     for (index, tid) in tids.iter().enumerate().skip(1) {
         remote.pass_on(index).map_err(|error| cannot_borrow(pid, error))?;
         let known = speculation::known(&questions.speculation[index], index, first_speculation);
         let asked = remote.at_once(|remote| ask_thread(remote, known, cpuid_may_fault, &mut untold));
         let of_thread = asked.map_err(|error| cannot_ask(pid, error));
-        answers
-            .threads
-            .push(of_thread.with_context(|| format!("ask thread {tid}"))?);
+        let mut of_thread = of_thread.with_context(|| format!("ask thread {tid}"))?;
+        if !questions.rseq_is_told {
+            of_thread.rseq = rseq(remote, pid, *tid)?;
+        }
+        answers.threads.push(of_thread);
     }
     Ok(Answers {
         untold: untold.0,
@@ -122,6 +131,16 @@ fn ask_thread(
         cpuid_faults: cpuid_may_fault && untold.or(remote.cpuid_faults(), false)?,
         speculation,
         memory_policy: untold.or(remote.memory_policy(None), None)?,
+        rseq: None,
+    })
+}
+
+/// On kernels before Linux 5.13.
+fn rseq(remote: &mut Remote<'_>, pid: i32, tid: Pid) -> Result<Option<Rseq>> {
+    let found = remote.find_rseq().map_err(|error| cannot_ask(pid, error))?;
+    found.map_err(|reason| {
+        let remedy = "run it on Linux 5.13 or later, or with GLIBC_TUNABLES=glibc.pthread.rseq=0";
+        Refused::from(Refusal::new(pid, format!("thread {tid}"), reason, remedy)).into()
     })
 }
 

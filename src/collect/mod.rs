@@ -186,6 +186,7 @@ fn ask(process: &mut StoppedProcess, sets: &system_v::Sets) -> Result<Asked> {
                 mappings: policies::candidates(&dir)?,
                 speculation: restrictions.iter().map(|known| known.status.speculation).collect(),
                 cpuid_may_fault: crate::arch::probe::cpuid_may_fault(),
+                rseq_is_told: process.threads()[0].rseq_is_told(),
             };
             let answers = asked::ask(process, questions)?;
             undos = undo::of_process(process, sets)?;

@@ -141,7 +141,7 @@ impl Look<'_> {
             sigaltstack: answers.sigaltstack,
             robust_list: stopped.robust_list()?,
             clear_child_tid: answers.clear_child_tid,
-            rseq: stopped.rseq().copied(),
+            rseq: stopped.rseq().copied().or(answers.rseq),
             pdeath_signal: answers.pdeath_signal,
             credentials: Credentials {
                 securebits: answers.securebits,

@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     fn regs(number: u64, result: i64, args: [u64; 6]) -> Registers {
-        let mut regs = Registers::from_bytes(&[0; 27 * 8]).unwrap();
+        let mut regs = Registers::from_bytes(&[0; size_of::<libc::user_regs_struct>()]).unwrap();
         regs.set_arguments(args);
         regs.set_syscall_number(number);
         regs.set_result(result);

@@ -223,8 +223,10 @@ fn add_to_epoll(script: &mut Script<'_>, call: &OwnerCall) -> Result<()> {
         return Ok(());
     };
     // struct epoll_event is packed on x86_64 (include/uapi/linux/eventpoll.h).
-    let mut event = events.to_ne_bytes().to_vec();
-    event.extend(data.to_ne_bytes());
+    const DATA_AT: usize = std::mem::offset_of!(libc::epoll_event, u64);
+    let mut event = [0; size_of::<libc::epoll_event>()];
+    event[..4].copy_from_slice(&events.to_ne_bytes());
+    event[DATA_AT..].copy_from_slice(&data.to_ne_bytes());
     let args = [
         epfd.into(),
         libc::EPOLL_CTL_ADD.into(),

@@ -316,11 +316,12 @@ impl<'a> Maker<'a> {
     /// the way of no process.
     fn settle(&self, mut stub: Stopped) -> Result<Stopped> {
         stub.set_sigmask(!sigmask_bit(libc::SIGTRAP))?;
-        let exec_entry = stub.regs()?.pc() - arch::STUB_SYSCALL;
+        let exec_entry = stub.regs()?.pc() - arch::STUB_TRAPPED;
         if self.executed.is_empty() {
             let own = memory_map(stub.tid())?.into_iter().map(|(_, range)| range);
             let taken: Vec<_> = own.chain(self.snapshot.processes.iter().flat_map(ranges)).collect();
-            let hole = layout::find_hole(&taken, STAGE_LEN, arch::TASK_SIZE).context("no room for the resurrector")?;
+            let hole =
+                layout::find_hole(&taken, STAGE_LEN, arch::task_size()).context("no room for the resurrector")?;
             self.stage.place(hole);
         }
         plant(&mut stub, exec_entry, &self.stage)?;

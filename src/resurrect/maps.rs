@@ -5,11 +5,12 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 use super::script::Script;
 use super::settings;
 use super::stage::Stage;
+use super::vdso::{self, KernelMapping};
 use crate::arch;
 use crate::image::ranges::{self, Range};
 use crate::image::state::{Backing, Memory, Process, Vma};
@@ -39,24 +40,30 @@ pub struct Spread<'a> {
     pub from: Option<&'a Vma>,
 }
 
-/// Unmaps all but the stage and what comes from the parent, maps the kernel's own set anew unless it is among that, then all the rest.
+/// Unmaps all but the stage and what comes from the parent, brings the kernel's own set, `kernels_own` in the task, to its place unless it is
+/// among that, then maps all the rest.
 pub fn make(
     script: &mut Script<'_>,
     stage: &Stage,
     process: &Process,
     mappings: &[Spread<'_>],
     fds: &MappedFds<'_>,
+    kernels_own: &[KernelMapping],
 ) -> Result<()> {
     let mut kept = vec![(stage.addr(), stage.end())];
     let from_parent = mappings.iter().filter(|mapping| mapping.from.is_some());
     kept.extend(from_parent.map(|mapping| mapping.span));
+    let mut wanted = mappings.iter().filter(|mapping| is_kernels(mapping.vma));
+    let needs_vdso = wanted.any(|mapping| mapping.from.is_none());
+    if needs_vdso && arch::MAP_VDSO.is_none() {
+        kept.extend(vdso::move_to_place(script, stage, &process.memory, kernels_own)?);
+    }
     let kept = ranges::union(kept);
-    for (start, end) in ranges::difference(&[(0, arch::TASK_SIZE)], &kept) {
+    for (start, end) in ranges::difference(&[(0, arch::task_size())], &kept) {
         munmap(script, start, end - start)?;
     }
-    let kernels_own = mappings.iter().filter(|mapping| is_kernels(mapping.vma));
-    if kernels_own.clone().any(|mapping| mapping.from.is_none()) {
-        map_vdso(script, &process.memory)?;
+    if needs_vdso && let Some(call) = arch::MAP_VDSO {
+        vdso::map_anew(script, &process.memory, call)?;
     }
     let ours = mappings.iter().filter(|mapping| !is_kernels(mapping.vma));
     for (index, mapping) in ours.enumerate() {
@@ -115,40 +122,6 @@ pub fn trim(script: &mut Script<'_>, mappings: &[Spread<'_>]) -> Result<()> {
 
 fn munmap(script: &mut Script<'_>, addr: u64, len: u64) -> Result<()> {
     script.call("munmap", libc::SYS_munmap, [addr.into(), len.into()])
-}
-
-/// `[vvar]` and `[vdso]` come as one set, mapped by the kernel at the lowest address of the recorded set.
-///
-/// arch_prctl(ARCH_MAP_VDSO_64) takes the address as a hint (map_vdso(), arch/x86/entry/vdso/vma.c); it is free now, so the
-/// hint is followed, and [`verify_vdso`] looks.
-fn map_vdso(script: &mut Script<'_>, memory: &Memory) -> Result<()> {
-    const ARCH_MAP_VDSO_64: i32 = 0x2003;
-    let lowest = memory.vmas.iter().find(|vma| matches!(vma.backing, Backing::Kernel(_)));
-    let Some(lowest) = lowest else {
-        return Ok(());
-    };
-    script
-        .ask(
-            "arch_prctl(ARCH_MAP_VDSO_64)",
-            libc::SYS_arch_prctl,
-            [ARCH_MAP_VDSO_64.into(), lowest.start.into()],
-        )
-        .map(drop)
-        .context("map [vdso] (needs a kernel with CONFIG_CHECKPOINT_RESTORE)")
-}
-
-/// Compares the kernel's own mappings that the task has (name, start, end) with those of the image.
-pub fn verify_vdso(memory: &Memory, actual: &[(String, u64, u64)]) -> Result<()> {
-    let wanted = memory.vmas.iter().filter_map(|vma| match &vma.backing {
-        Backing::Kernel(name) => Some((name.clone(), vma.start, vma.end)),
-        _ => None,
-    });
-    let wanted: Vec<_> = wanted.collect();
-    ensure!(
-        wanted == actual,
-        "this kernel's [vdso] set is laid out otherwise than the image's: {actual:x?} instead of {wanted:x?}"
-    );
-    Ok(())
 }
 
 fn map(script: &mut Script<'_>, vma: &Vma, fds: &MappedFds<'_>, marked_later: bool) -> Result<()> {

@@ -25,6 +25,7 @@ pub mod timens;
 mod timers;
 mod tree;
 mod uffd;
+mod vdso;
 mod wire;
 mod zombies;
 

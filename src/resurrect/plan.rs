@@ -343,8 +343,8 @@ fn stack_limit(process: &Process) -> u64 {
     }
     let stack = process.memory.layout.start_stack;
     let below = process.memory.vmas.iter().take_while(|vma| vma.end <= stack).last();
-    let base = below.map_or(arch::TASK_SIZE, |vma| vma.end);
-    arch::TASK_SIZE
+    let base = below.map_or(arch::task_size(), |vma| vma.end);
+    arch::task_size()
         .saturating_sub(base)
         .saturating_sub(super::layout::STACK_GUARD_GAP)
 }

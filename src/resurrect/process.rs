@@ -16,6 +16,7 @@ use super::script::Script;
 use super::stage::Stage;
 use super::threads::Inherited;
 use super::uffd::{UFFD_USER_MODE_ONLY, Uffd};
+use super::vdso::{self, KernelMapping};
 use crate::arch;
 use crate::fd::OwnerCall;
 use crate::image::state::{Backing, Process};
@@ -77,12 +78,20 @@ impl Rebuilt<'_> {
 
     /// Makes the memory map, without content yet.
     pub(super) fn map(&mut self, mappings: &[Spread<'_>]) -> Result<()> {
-        let mut script = Script::new(&self.stage, &mut self.tasks[0]);
         let parts = &self.parts;
-        maps::make(&mut script, &self.stage, parts.process, mappings, parts.mapped)?;
+        let kernels_own = kernel_mappings(parts.pid())?;
+        let mut script = Script::new(&self.stage, &mut self.tasks[0]);
+        maps::make(
+            &mut script,
+            &self.stage,
+            parts.process,
+            mappings,
+            parts.mapped,
+            &kernels_own,
+        )?;
         script.run()?;
         self.is_mapped = true;
-        maps::verify_vdso(&parts.process.memory, &kernel_mappings(parts.pid())?)
+        vdso::verify(&parts.process.memory, &kernel_mappings(parts.pid())?)
     }
 
     /// Once its children are there.
@@ -147,7 +156,7 @@ fn parse_map_line(line: &str) -> Option<Mapping> {
     ))
 }
 
-fn kernel_mappings(pid: Pid) -> Result<Vec<(String, u64, u64)>> {
+fn kernel_mappings(pid: Pid) -> Result<Vec<KernelMapping>> {
     let is_kernels = |name: &str| name.starts_with("[v") && name != "[vsyscall]";
     let map = memory_map(pid)?.into_iter().filter(|(name, _)| is_kernels(name));
     Ok(map.map(|(name, range)| (name, range.start, range.end)).collect())

@@ -12,7 +12,7 @@ use super::process::Rebuilt;
 use super::stage::Stage;
 use super::stops::is_stopped;
 use super::threads::signal_of;
-use crate::arch::{Interrupted, Registers};
+use crate::arch::{self, Interrupted, Registers, syscall};
 use crate::image::state::{Process, RegSet, SigInfo, Thread, TimedWait};
 use crate::tracer::{Error as TracerError, Resume, Stop, Stopped};
 
@@ -42,6 +42,9 @@ impl Rebuilt<'_> {
         self.drop_stub()?;
         if is_stopped(process, how) {
             self.stop().context("stop it")?;
+        }
+        if arch::SYSCALL_STOPS_CHANGE_REGISTERS {
+            leave_syscall_stop(&mut self.tasks[0])?;
         }
         for ((thread, task), regs) in process.threads.iter().zip(&mut self.tasks).zip(&all_regs) {
             set_registers(task, thread, regs).with_context(|| format!("registers of thread {}", thread.tid))?;
@@ -200,7 +203,7 @@ fn again(stage: &Stage, task: &mut Stopped, original: &Registers, wait: TimedWai
         return Ok(Entered::Unknown);
     }
     let mut regs = *original;
-    regs.set_pc(syscall_at);
+    regs.set_pc(original.call_site(syscall_at));
     regs.set_call(wait.number, args);
     task.set_regs(&regs)?;
     expect_stop(task.resume_and_wait(Resume::ToSyscall, 0)?, Stop::Syscall)?;
@@ -210,12 +213,12 @@ fn again(stage: &Stage, task: &mut Stopped, original: &Registers, wait: TimedWai
         task.resume_and_wait(Resume::Continue, 0)?,
         Stop::Interrupted { signal: libc::SIGTRAP },
     )?;
-    let regs = task.regs()?;
-    Ok(match regs.result() {
-        -516 => Entered::Waits,
+    let after = task.regs()?;
+    Ok(match after.interrupted_since(&regs) {
+        Some(Interrupted::RestartBlock) => Entered::Waits,
         // Caught in a way that leaves no restart block.
-        -514..=-512 | -4 => Entered::Unknown,
-        result => Entered::Returned(result),
+        Some(Interrupted::Restarts | Interrupted::Fails) => Entered::Unknown,
+        None => Entered::Returned(after.result()),
     })
 }
 
@@ -226,11 +229,11 @@ fn shorten(stage: &Stage, args: &mut [u64; 6], wait: TimedWait) -> Result<bool> 
         .into_iter()
         .flat_map(u64::to_ne_bytes)
         .collect();
-    let index = match wait.number as i64 {
-        libc::SYS_nanosleep => 0,
-        libc::SYS_clock_nanosleep => 2,
-        libc::SYS_futex => 3,
-        libc::SYS_poll => {
+    let index = match wait.number {
+        syscall::NANOSLEEP => 0,
+        syscall::CLOCK_NANOSLEEP => 2,
+        syscall::FUTEX => 3,
+        syscall::POLL => {
             args[2] = left_ns.div_ceil(1_000_000);
             return Ok(true);
         }
@@ -244,6 +247,18 @@ fn shorten(stage: &Stage, args: &mut [u64; 6], wait: TimedWait) -> Result<bool> 
 pub(super) fn expect_stop(actual: Stop, wanted: Stop) -> Result<()> {
     ensure!(actual == wanted, "stopped by {actual:?} instead of {wanted:?}");
     Ok(())
+}
+
+/// From the end of a call to a stop in which the registers are what they are set to.
+fn leave_syscall_stop(task: &mut Stopped) -> Result<()> {
+    if task.stop() != Stop::Syscall {
+        return Ok(());
+    }
+    task.interrupt()?;
+    expect_stop(
+        task.resume_and_wait(Resume::Continue, 0)?,
+        Stop::Interrupted { signal: libc::SIGTRAP },
+    )
 }
 
 /// One call, from stop to stop, without a trap.

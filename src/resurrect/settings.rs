@@ -127,11 +127,12 @@ fn set_memory_policy(script: &mut Script<'_>, wanted: Option<&MemoryPolicy>) -> 
 
 /// Where the thread had a say, and has one here: PR_SPEC_PRCTL is set. The rest is the machine's.
 fn set_speculation(script: &mut Script<'_>, wanted: &ThreadSettings, inherited: &ThreadSettings) -> Result<()> {
+    const PR_SET_SPECULATION_CTRL: i32 = 53;
     const PR_SPEC_PRCTL: u32 = 1;
     for ((which, state), own) in (0u64..).zip(wanted.speculation).zip(inherited.speculation) {
         if state & own & PR_SPEC_PRCTL != 0 {
             let args = [which.into(), (state & !PR_SPEC_PRCTL).into()];
-            script.prctl("PR_SET_SPECULATION_CTRL", libc::PR_SET_SPECULATION_CTRL, &args)?;
+            script.prctl("PR_SET_SPECULATION_CTRL", PR_SET_SPECULATION_CTRL, &args)?;
         }
     }
     Ok(())

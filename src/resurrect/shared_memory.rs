@@ -122,7 +122,7 @@ impl SharedMemory {
 /// Anonymous shared memory has no name to open, but the mapping of one who has it. Ours goes at once; the descriptor keeps the object.
 fn make_anonymous(size: u64) -> Result<OwnedFd> {
     ensure!(
-        size > 0 && size < crate::arch::TASK_SIZE,
+        size > 0 && size < crate::arch::task_size(),
         "anonymous shared memory of {size} bytes"
     );
     let len = size as usize;

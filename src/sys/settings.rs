@@ -2,7 +2,8 @@
 
 /// PR_GET_SPECULATION_CTRL of PR_SPEC_STORE_BYPASS, PR_SPEC_INDIRECT_BRANCH, PR_SPEC_L1D_FLUSH; 0 where the kernel does not know it.
 pub fn speculation() -> [u32; 3] {
-    [0, 1, 2].map(|which| get(libc::PR_GET_SPECULATION_CTRL, which))
+    const PR_GET_SPECULATION_CTRL: i32 = 52;
+    [0, 1, 2].map(|which| get(PR_GET_SPECULATION_CTRL, which))
 }
 
 /// PR_GET_MDWE; 0 before Linux 6.3.

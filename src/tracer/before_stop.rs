@@ -11,7 +11,7 @@ use crate::arch::syscall;
 /// What a thread was doing before it was stopped, which the stop itself changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BeforeStop {
-    /// /proc/PID/wchan: the kernel function it waited in; "0" where it ran.
+    /// The kernel function it waited in; "0" or nothing where it ran.
     pub wchan: String,
     /// The CPU it last ran on.
     pub cpu: usize,
@@ -19,6 +19,17 @@ pub struct BeforeStop {
     pub exec_start_ns: Option<u64>,
     /// How often it gave up the CPU by itself (proc_pid_status(5)): whether it slept on until the stop.
     pub voluntary_switches: Option<u64>,
+    /// The call that it was blocked in.
+    pub call: Option<BlockedIn>,
+}
+
+/// A system call that a thread is blocked in, as /proc/PID/syscall shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockedIn {
+    pub number: u64,
+    pub args: [u64; 6],
+    /// Where it returns to.
+    pub pc: u64,
 }
 
 impl BeforeStop {
@@ -26,18 +37,22 @@ impl BeforeStop {
     /// wait for a time nothing but the CPU is asked: the other files cost more than the stop.
     pub(super) fn read(proc: &ProcDir, tid: Pid, cpu: usize) -> Self {
         let text = |name| proc.read_text(&format!("task/{tid}/{name}"));
-        if text("syscall").is_ok_and(|syscall| !may_be_timed(&syscall)) {
+        let syscall = text("syscall");
+        let call = syscall.as_deref().ok().and_then(BlockedIn::parse);
+        if syscall.is_ok() && !call.is_some_and(|call| call.may_be_timed()) {
             return BeforeStop {
                 cpu,
+                call,
                 ..BeforeStop::default()
             };
         }
         let sched = text("sched").unwrap_or_default();
         BeforeStop {
-            wchan: text("wchan").unwrap_or_default(),
+            wchan: waits_in(text("wchan").unwrap_or_default(), || text("stack").unwrap_or_default()),
             cpu,
             exec_start_ns: exec_start(&sched),
             voluntary_switches: voluntary_switches(&sched),
+            call,
         }
     }
 
@@ -70,22 +85,51 @@ impl SchedulerClocks {
     }
 }
 
-/// `202 0x7f31c0 0x80 0x0 0x0 0x0 0x0 0x7ffd00 0x7f3100`: the call that the thread is blocked in, with its arguments (proc_pid_syscall(5)).
-/// `running` or `-1` say that it is in none.
-fn may_be_timed(syscall: &str) -> bool {
-    let mut words = syscall.split_whitespace();
-    let Some(number) = words.next().and_then(|word| word.parse().ok()) else {
-        return false;
-    };
-    // Those that take a pointer to their time wait without one where it is null.
-    let mut is_null = |argument: usize| words.nth(argument) == Some("0x0");
-    match number {
-        syscall::RT_SIGTIMEDWAIT => !is_null(2),
-        syscall::FUTEX | syscall::EPOLL_PWAIT2 | syscall::SEMTIMEDOP => !is_null(3),
-        syscall::NANOSLEEP | syscall::CLOCK_NANOSLEEP | syscall::POLL => true,
-        syscall::EPOLL_WAIT | syscall::EPOLL_PWAIT | syscall::RESTART_SYSCALL => true,
-        _ => false,
+impl BlockedIn {
+    /// `202 0x7f31c0 0x80 0x0 0x0 0x0 0x0 0x7ffd00 0x7f3100`: the number, six arguments, sp and pc (proc_pid_syscall(5)). `running` or `-1` say
+    /// that it is in none.
+    fn parse(syscall: &str) -> Option<Self> {
+        let mut words = syscall.split_whitespace();
+        let number = words.next()?.parse().ok()?;
+        let mut hex = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
+        let mut args = [0; 6];
+        for arg in &mut args {
+            *arg = hex()?;
+        }
+        let _sp = hex()?;
+        Some(BlockedIn {
+            number,
+            args,
+            pc: hex()?,
+        })
     }
+
+    fn may_be_timed(&self) -> bool {
+        match self.number {
+            // Those that take a pointer to their time wait without one where it is null.
+            syscall::RT_SIGTIMEDWAIT => self.args[2] != 0,
+            syscall::FUTEX | syscall::EPOLL_PWAIT2 | syscall::SEMTIMEDOP => self.args[3] != 0,
+            syscall::NANOSLEEP | syscall::CLOCK_NANOSLEEP | syscall::POLL => true,
+            syscall::EPOLL_WAIT | syscall::EPOLL_PWAIT | syscall::RESTART_SYSCALL => true,
+            _ => false,
+        }
+    }
+}
+
+/// What wchan says; before Linux 5.16 that is always 0 on x86 kernels without frame pointers, and then the stack is looked at, which takes
+/// CAP_SYS_ADMIN: of its functions (`[<0>] hrtimer_nanosleep+0x94/0x160`) the first that tells something, or the first.
+fn waits_in(wchan: String, stack: impl FnOnce() -> String) -> String {
+    const TELLING: [&str; 5] = ["nanosleep", "futex", "poll", "do_signal_stop", "ptrace_stop"];
+    if !["", "0"].contains(&wchan.as_str()) {
+        return wchan;
+    }
+    let stack = stack();
+    let mut functions = stack
+        .lines()
+        .filter_map(|line| line.split_once("] ")?.1.split('+').next());
+    let first = functions.clone().next();
+    let telling = |function: &&str| TELLING.iter().any(|word| function.contains(word));
+    functions.find(telling).or(first).map_or(wchan, str::to_owned)
 }
 
 fn voluntary_switches(sched: &str) -> Option<u64> {
@@ -117,11 +161,35 @@ mod tests {
     #[test]
     fn a_wait_without_an_end_is_told_from_one_with() {
         // Linux 6.18.
-        assert!(may_be_timed("230 0x0 0x0 0x7ffd1 0x7ffd2 0x0 0x0 0x7ffd0 0x7f79\n"));
-        assert!(may_be_timed("202 0x7f31c0 0x80 0x0 0x7ffd1 0x0 0x0 0x7ffd0 0x7f31\n"));
-        assert!(!may_be_timed("202 0x7f31c0 0x80 0x0 0x0 0x0 0x0 0x7ffd0 0x7f31\n"));
-        assert!(!may_be_timed("34 0x0 0x0 0x0 0x0 0x0 0x0 0x7ffd0 0x7f31\n"));
-        assert!(!may_be_timed("running\n") && !may_be_timed("-1 0x7ffd0 0x7f31\n"));
+        let is_timed = |syscall: &str| BlockedIn::parse(syscall).map(|call| call.may_be_timed());
+        let with = |number: u64, fourth: &str| format!("{number} 0x0 0x80 0x0 {fourth} 0x0 0x0 0x7ffd0 0x7f31\n");
+        assert_eq!(is_timed(&with(syscall::CLOCK_NANOSLEEP, "0x7ffd2")), Some(true));
+        assert_eq!(is_timed(&with(syscall::FUTEX, "0x7ffd1")), Some(true));
+        assert_eq!(is_timed(&with(syscall::FUTEX, "0x0")), Some(false));
+        assert_eq!(is_timed(&with(libc::SYS_read as u64, "0x0")), Some(false));
+        assert_eq!((is_timed("running\n"), is_timed("-1 0x7ffd0 0x7f31\n")), (None, None));
+    }
+
+    #[test]
+    fn a_call_is_read_with_its_arguments() {
+        let call = BlockedIn::parse("202 0x7f31c0 0x80 0x1 0x2 0x3 0x4 0x7ffd00 0x7f3100\n").unwrap();
+        assert_eq!(
+            (call.number, call.args, call.pc),
+            (202, [0x7f_31c0, 0x80, 1, 2, 3, 4], 0x7f_3100)
+        );
+    }
+
+    #[test]
+    fn the_stack_tells_where_wchan_does_not() {
+        // Linux 5.10.
+        let stack = "[<0>] hrtimer_nanosleep+0x94/0x160\n[<0>] __x64_sys_clock_nanosleep+0xc9/0x130\n";
+        assert_eq!(waits_in("0".into(), || stack.into()), "hrtimer_nanosleep");
+        assert_eq!(waits_in("do_sys_poll".into(), || stack.into()), "do_sys_poll");
+        assert_eq!(
+            waits_in("0".into(), || "[<0>] do_syscall_64+0x33/0x80\n".into()),
+            "do_syscall_64"
+        );
+        assert_eq!(waits_in("0".into(), String::new), "0");
     }
 
     #[test]

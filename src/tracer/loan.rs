@@ -123,6 +123,12 @@ impl<'a> Loan<'a> {
         self.process.threads[self.thread].tid()
     }
 
+    pub fn thread_pointer(&self) -> Result<u64> {
+        let thread = self.thread();
+        let regset = arch::THREAD_POINTER.map(|note| thread.task.regset(note)).transpose()?;
+        Ok(thread.regs.thread_pointer(&regset.unwrap_or_default()))
+    }
+
     /// Where the way home is laid.
     pub fn slot(&self) -> u64 {
         self.slot.addr
@@ -345,7 +351,7 @@ impl<'a> Loan<'a> {
             results: self.results,
         };
         memory
-            .write_at(self.slot.addr, &slot.to_bytes())
+            .write_at(self.slot.addr, &slot.to_bytes(self.slot.addr))
             .map_err(|error| Error::memory(tid, "the way home", &error))
     }
 

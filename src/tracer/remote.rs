@@ -221,6 +221,20 @@ impl<'a> Remote<'a> {
         Ok(*self.data.first_chunk().expect("no call writes more"))
     }
 
+    /// Of the thread.
+    pub(super) fn thread_pointer(&self) -> Result<u64> {
+        self.loan.thread_pointer()
+    }
+
+    pub(super) fn read(&self, at: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.loan.memory().read_at(at, buffer)
+    }
+
+    pub(super) fn read_word(&self, at: u64) -> Result<u64> {
+        let lost = |error: std::io::Error| Error::memory(self.loan.tid(), "a word", &error);
+        self.loan.memory().read_u64(at).map_err(lost)
+    }
+
     /// The one untyped door.
     pub(super) fn call(&mut self, name: &'static str, number: i64, args: [u64; 6]) -> Result<u64> {
         let result = self.answer(number, args).map_err(|error| match error {

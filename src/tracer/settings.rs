@@ -47,7 +47,8 @@ impl Remote<'_> {
 
     /// PR_GET_SPECULATION_CTRL(2const), of the thread. 0, not affected, where the kernel does not know of it.
     pub fn get_speculation(&mut self, which: u32) -> Result<u32> {
-        let answer = self.prctl("PR_GET_SPECULATION_CTRL", libc::PR_GET_SPECULATION_CTRL, which.into());
+        const PR_GET_SPECULATION_CTRL: i32 = 52;
+        let answer = self.prctl("PR_GET_SPECULATION_CTRL", PR_GET_SPECULATION_CTRL, which.into());
         match answer {
             Err(error) if error.errno() == Some(nix::Error::ENODEV) => Ok(0),
             other => none_if_unknown(other).map(|state| state as u32),

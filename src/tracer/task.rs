@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use super::release::reap;
 use super::wait::wait_until;
 use super::{Error, Result, Stop, Waited, wait_for};
-use crate::arch::Registers;
+use crate::arch::{self, Registers};
 
 /// Options for tasks of a target: whoever is born meanwhile is ours too. No EXITKILL: a target survives its freezer.
 pub fn seize_options() -> i32 {
@@ -155,7 +155,11 @@ impl Stopped {
     }
 
     pub fn set_regs(&mut self, regs: &Registers) -> Result<()> {
-        self.set_regset(libc::NT_PRSTATUS as u32, regs.as_bytes())
+        self.set_regset(libc::NT_PRSTATUS as u32, regs.as_bytes())?;
+        match (arch::FORGET_SYSCALL, self.stop) {
+            (Some(note), Stop::Syscall) => self.set_regset(note, &(-1i32).to_ne_bytes()),
+            _ => Ok(()),
+        }
     }
 
     /// PTRACE_GETREGSET of an ELF note type.

@@ -6,10 +6,10 @@ use nix::unistd::Pid;
 
 use super::before_stop::{BeforeStop, SchedulerClocks};
 use super::proc::{ProcDir, Status};
-use super::rseq::{self, RSEQ_CS_AT};
+use super::rseq::{self, RSEQ_CS_AT, Registration};
 use super::seccomp::Filters;
 use super::{Error, ProcessMemory, Result, Stop, Stopped};
-use crate::arch::{self, Registers};
+use crate::arch::{self, Registers, Slot};
 use crate::image::state::Dispatch;
 use crate::image::state::{RegSet, RobustList, Rseq, SigInfo};
 
@@ -19,7 +19,7 @@ pub struct StoppedThread {
     pub(super) task: Stopped,
     /// As the thread has them in its stop; a loan gives them back.
     pub(super) regs: Registers,
-    pub(super) rseq: Option<Rseq>,
+    pub(super) rseq: Registration,
     /// Once they were read.
     pub(super) filters: Option<Filters>,
     /// /proc/PID/task/TID/status, read once it was stopped.
@@ -46,7 +46,7 @@ impl StoppedThread {
             slept_ns: None,
             left_ns: None,
         };
-        thread.reissue_what_only_we_interrupted()?;
+        thread.note_call(memory)?;
         Ok(thread)
     }
 
@@ -55,6 +55,10 @@ impl StoppedThread {
         let stopped_by_us = self.task.stop() == Stop::Interrupted { signal: libc::SIGTRAP };
         if stopped_by_us && self.regs.interrupted().is_some() && self.before_stop.exec_start_ns.is_some() {
             self.slept_ns = self.before_stop.slept_ns(proc, self.tid(), clocks);
+            // Known to have slept on until the stop: then its restart block is that of this call.
+            if self.slept_ns.is_some() && self.regs.interrupted() == Some(arch::Interrupted::RestartBlock) {
+                self.regs.use_restart_block();
+            }
         }
     }
 
@@ -62,6 +66,15 @@ impl StoppedThread {
     pub(super) fn refresh(&mut self, memory: &ProcessMemory) -> Result<()> {
         self.regs = self.task.regs()?;
         self.rseq = rseq::registration(&self.task, memory)?;
+        self.note_call(memory)
+    }
+
+    /// What the registers alone do not tell of the call that it was caught in, on some architectures.
+    fn note_call(&mut self, memory: &ProcessMemory) -> Result<()> {
+        if let Some(call) = self.before_stop.call {
+            self.regs.note_call(call.number, &call.args, call.pc);
+        }
+        Slot::leave_slot(&mut self.regs, |at, bytes| memory.read_at(at, bytes).is_ok());
         self.reissue_what_only_we_interrupted()
     }
 
@@ -111,6 +124,14 @@ impl StoppedThread {
                 data: self.task.regset(note)?,
             });
         }
+        for &note in arch::OPTIONAL_REGSETS {
+            match self.task.regset(note) {
+                Ok(data) => regsets.push(RegSet { note, data }),
+                // Not on this CPU, or not in this kernel (ptrace_regset(), kernel/ptrace.c).
+                Err(error) if matches!(error.errno(), Some(nix::Error::EINVAL | nix::Error::ENODEV)) => {}
+                Err(error) => return Err(error),
+            }
+        }
         Ok(regsets)
     }
 
@@ -126,7 +147,8 @@ impl StoppedThread {
 
     /// Signals in the queue of the process; the same from each of its threads.
     pub fn shared_pending(&self) -> Result<Vec<SigInfo>> {
-        self.peek_signals(libc::PTRACE_PEEKSIGINFO_SHARED)
+        const PTRACE_PEEKSIGINFO_SHARED: u32 = 1;
+        self.peek_signals(PTRACE_PEEKSIGINFO_SHARED)
     }
 
     /// PTRACE_PEEKSIGINFO (ptrace(2)).
@@ -157,9 +179,18 @@ impl StoppedThread {
         }
     }
 
-    /// The rseq(2) registration, and the critical section the thread is in. None where there is no registration.
+    /// The rseq(2) registration, and the critical section the thread is in. None where there is no registration, or where the kernel does not
+    /// tell.
     pub fn rseq(&self) -> Option<&Rseq> {
-        self.rseq.as_ref()
+        match &self.rseq {
+            Registration::Told(rseq) => rseq.as_ref(),
+            Registration::Untold => None,
+        }
+    }
+
+    /// Whether ptrace(2) tells of rseq(2): since Linux 5.13. Before, [`Remote::find_rseq`](super::Remote::find_rseq) does.
+    pub fn rseq_is_told(&self) -> bool {
+        matches!(self.rseq, Registration::Told(_))
     }
 
     /// Filters of seccomp(2), which must be known before a thread that has any may be asked to make a call.
@@ -215,7 +246,7 @@ impl StoppedThread {
     pub(super) fn home(&self, memory: &ProcessMemory) -> io::Result<Registers> {
         let mut home = arch::as_resumed(&self.regs);
         let Some(section) = self
-            .rseq
+            .rseq()
             .map(|rseq| rseq.critical_section)
             .filter(|&section| section != 0)
         else {
@@ -235,7 +266,7 @@ impl StoppedThread {
 
     /// Puts back the pointer to the critical section, which the kernel clears when a task runs elsewhere meanwhile.
     pub(super) fn restore_rseq(&self, memory: &ProcessMemory) -> io::Result<()> {
-        match self.rseq {
+        match self.rseq() {
             Some(rseq) if rseq.critical_section != 0 => {
                 memory.write_at(rseq.addr + RSEQ_CS_AT, &rseq.critical_section.to_ne_bytes())
             }

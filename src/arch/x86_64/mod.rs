@@ -23,13 +23,21 @@ pub const ELF_MACHINE: u16 = 62;
 /// As seccomp(2) shows it to filters (include/uapi/linux/audit.h).
 pub const AUDIT_ARCH: u32 = 0xc000_003e;
 /// First address that user space cannot have with four-level paging (arch/x86/include/asm/page_64_types.h).
-pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+pub fn task_size() -> u64 {
+    0x7fff_ffff_f000
+}
 /// Of the smallest page.
 pub const PAGE_SIZE: u64 = 4096;
 /// What an entry of a page table's middle level maps (HPAGE_PMD_SIZE).
 pub const HUGE_PAGE_SIZE: u64 = 2 << 20;
 /// The extended state holds x87, SSE, AVX, AVX-512, PKRU and AMX (NT_X86_XSTATE).
 pub const REGSETS: &[u32] = &[0x202];
+/// No others: all is in the extended state.
+pub const OPTIONAL_REGSETS: &[u32] = &[];
+/// The register set of the thread pointer, where the general registers do not hold it.
+pub const THREAD_POINTER: Option<u32> = None;
+/// Signatures of aborts that C libraries use (RSEQ_SIG, sys/rseq.h).
+pub const RSEQ_SIGNATURES: &[u32] = &[0x5305_3053];
 /// The register set that is there in a thread that may use I/O ports (ioperm(2)): NT_386_IOPERM.
 pub const IO_PORTS: Option<u32> = Some(0x201);
 /// modify_ldt(2), where the architecture has local descriptor tables.
@@ -42,8 +50,14 @@ pub const GET_XCOMP_PERM: Option<(i64, u64)> = Some((libc::SYS_arch_prctl, 0x102
 pub const REQ_XCOMP_PERM: Option<(i64, u64)> = Some((libc::SYS_arch_prctl, 0x1023));
 /// Bits of XCR0 that a process gets on request only: AMX tile data (XFEATURE_MASK_USER_DYNAMIC, arch/x86/include/asm/fpu/xstate.h).
 pub const XSTATE_BY_PERMISSION: u64 = 1 << 18;
+/// Number and command of arch_prctl(2) that maps a `[vdso]` anew (ARCH_MAP_VDSO_64).
+pub const MAP_VDSO: Option<(i64, u64)> = Some((libc::SYS_arch_prctl, 0x2003));
 /// The instruction that enters the kernel.
 pub const SYSCALL_INSTRUCTION: &[u8] = &[0x0f, 0x05];
+/// [`Registers`] themselves say that the kernel has no call to restart.
+pub const FORGET_SYSCALL: Option<u32> = None;
+/// A task at the entry or exit of a call keeps the registers that its tracer gives it.
+pub const SYSCALL_STOPS_CHANGE_REGISTERS: bool = false;
 
 /// Numbers of system calls (arch/x86/entry/syscalls/syscall_64.tbl) that a thread may be caught in.
 pub mod syscall {
@@ -58,6 +72,8 @@ pub mod syscall {
     pub const EPOLL_PWAIT: u64 = 281;
     pub const EPOLL_PWAIT2: u64 = 441;
 }
+/// Where the pc is at the stub's first trap, counted from its entry.
+pub const STUB_TRAPPED: u64 = 1;
 /// Where in the stub, counted from its entry, a single system call instruction stands, followed by a trap.
 pub const STUB_SYSCALL: u64 = 1;
 /// Where the script runner begins: `run(ops, count)`, which returns its result in [`Registers::result`] and traps.

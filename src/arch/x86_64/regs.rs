@@ -26,6 +26,7 @@ mod index {
     pub const CS: usize = 17;
     pub const EFLAGS: usize = 18;
     pub const RSP: usize = 19;
+    pub const FS_BASE: usize = 21;
 }
 
 /// How a task was caught in a system call (include/linux/errno.h).
@@ -73,6 +74,11 @@ impl Registers {
 
     pub fn set_sp(&mut self, sp: u64) {
         self.0[index::RSP] = sp;
+    }
+
+    /// Where thread-local storage is, in place of what a register set says.
+    pub fn thread_pointer(&self, _regset: &[u8]) -> u64 {
+        self.0[index::FS_BASE]
     }
 
     /// What a system call returned, or is about to.
@@ -138,6 +144,11 @@ impl Registers {
         self.0[index::EFLAGS] = 0x202; // interrupts on, nothing else: no trap flag, no direction flag
     }
 
+    /// Where to issue the call again that the task was caught in.
+    pub fn call_site(&self, elsewhere: u64) -> u64 {
+        elsewhere
+    }
+
     /// How the task was caught in a system call, if it was.
     pub fn interrupted(&self) -> Option<Interrupted> {
         self.syscall_number()?;
@@ -147,6 +158,17 @@ impl Registers {
             -4 => Some(Interrupted::Fails),
             _ => None,
         }
+    }
+
+    /// The registers themselves tell.
+    pub fn note_call(&mut self, _number: u64, _args: &[u64; 6], _pc: u64) {}
+
+    /// -ERESTART_RESTARTBLOCK says so.
+    pub fn use_restart_block(&mut self) {}
+
+    /// What came of a call that `_issued` was to begin and that was interrupted: None where it returned.
+    pub fn interrupted_since(&self, _issued: &Registers) -> Option<Interrupted> {
+        self.interrupted()
     }
 
     /// Lets the kernel issue the call again when the task goes on; a handler that is pending still gives its EINTR.

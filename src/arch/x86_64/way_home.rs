@@ -121,7 +121,8 @@ const fn code() -> [u8; VALUES_AT] {
 }
 
 impl Slot {
-    pub fn to_bytes(self) -> [u8; SLOT_LEN] {
+    /// As it is to lie anywhere.
+    pub fn to_bytes(self, _at: u64) -> [u8; SLOT_LEN] {
         let mut bytes = [0; SLOT_LEN];
         bytes[..VALUES_AT].copy_from_slice(&CODE);
         let words = home_values(&self.home)
@@ -139,6 +140,9 @@ impl Slot {
         bytes.starts_with(&CODE).then_some(())?;
         Some((word(GENERATION_AT)?, word(RESULTS_AT)?))
     }
+
+    /// A task leaves a slot at once: none is ever found waiting in one.
+    pub fn leave_slot(_regs: &mut Registers, _read: impl Fn(u64, &mut [u8]) -> bool) {}
 }
 
 /// The registers that a system call changes or takes, and the pc.
@@ -210,7 +214,7 @@ mod tests {
             generation: 7,
             results: 0x7000,
         };
-        let bytes = slot.to_bytes();
+        let bytes = slot.to_bytes(0x1000);
         assert_eq!(Slot::left_behind(&bytes), Some((7, 0x7000)));
         assert_eq!(Slot::left_behind(&[0; SLOT_LEN]), None);
     }

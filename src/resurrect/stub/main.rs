@@ -8,6 +8,9 @@
 #[cfg(target_arch = "x86_64")]
 #[path = "../../arch/x86_64/stub.rs"]
 mod arch;
+#[cfg(target_arch = "aarch64")]
+#[path = "../../arch/aarch64/stub.rs"]
+mod arch;
 #[path = "../wire.rs"]
 mod wire;
 

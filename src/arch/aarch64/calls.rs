@@ -1,0 +1,43 @@
+//! System call numbers that need a special word.
+
+/// Calls that return EINTR when a task is stopped inside them, though no handler ran, and that may be issued again: nothing was
+/// done yet when they say EINTR (signal(7), "Interruption of system calls and library functions by stop signals").
+///
+/// close(2) and connect(2) are not among them: both have done their work by then.
+pub fn may_be_reissued(number: u64) -> bool {
+    const CALLS: &[i64] = &[
+        libc::SYS_read,
+        libc::SYS_readv,
+        libc::SYS_write,
+        libc::SYS_writev,
+        libc::SYS_accept,
+        libc::SYS_accept4,
+        libc::SYS_recvfrom,
+        libc::SYS_recvmsg,
+        libc::SYS_recvmmsg,
+        libc::SYS_sendto,
+        libc::SYS_sendmsg,
+        libc::SYS_sendmmsg,
+        libc::SYS_msgrcv,
+        libc::SYS_msgsnd,
+        libc::SYS_semop,
+        libc::SYS_semtimedop,
+        libc::SYS_rt_sigtimedwait,
+        libc::SYS_epoll_pwait,
+        libc::SYS_epoll_pwait2,
+        libc::SYS_io_getevents,
+        libc::SYS_futex,
+    ];
+    CALLS.contains(&(number as i64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_close_is_never_repeated() {
+        assert!(may_be_reissued(libc::SYS_epoll_pwait as u64));
+        assert!(!may_be_reissued(libc::SYS_close as u64));
+    }
+}

@@ -1,0 +1,116 @@
+//! The kernel's own mappings, `[vdso]` and what belongs to it, at the place that they have in the image.
+#![deny(unsafe_code)]
+
+use anyhow::{Context, Result, ensure};
+
+use super::layout;
+use super::script::Script;
+use super::stage::Stage;
+use crate::arch;
+use crate::image::ranges::Range;
+use crate::image::state::{Backing, Memory};
+
+/// A mapping of the kernel's own in a task: name, start, end.
+pub type KernelMapping = (String, u64, u64);
+
+/// `[vvar]` and `[vdso]` come as one set, mapped by the kernel at the lowest address of the recorded set, by a `call` of arch_prctl(2).
+///
+/// ARCH_MAP_VDSO_64 takes the address as a hint (map_vdso(), arch/x86/entry/vdso/vma.c); it is free now, so the hint is followed, and
+/// [`verify`] looks.
+pub fn map_anew(script: &mut Script<'_>, memory: &Memory, (number, command): (i64, u64)) -> Result<()> {
+    let lowest = memory.vmas.iter().find(|vma| matches!(vma.backing, Backing::Kernel(_)));
+    let Some(lowest) = lowest else {
+        return Ok(());
+    };
+    script
+        .ask(
+            "arch_prctl(ARCH_MAP_VDSO_64)",
+            number,
+            [command.into(), lowest.start.into()],
+        )
+        .map(drop)
+        .context("map [vdso] (needs a kernel with CONFIG_CHECKPOINT_RESTORE)")
+}
+
+/// Where the kernel maps no second set, the one that the task was born with is moved, by mremap(2), of which the kernel takes note
+/// (vdso_mremap(), arch/arm64/kernel/vdso.c). Returns where it is then.
+pub fn move_to_place(
+    script: &mut Script<'_>,
+    stage: &Stage,
+    memory: &Memory,
+    actual: &[KernelMapping],
+) -> Result<Vec<Range>> {
+    let wanted = wanted(memory);
+    let shape = |set: &[KernelMapping]| -> Vec<(String, u64)> {
+        let mut shape: Vec<_> = set
+            .iter()
+            .map(|(name, start, end)| (name.clone(), end - start))
+            .collect();
+        shape.sort();
+        shape
+    };
+    ensure!(shape(&wanted) == shape(actual), "{}", other_layout(&wanted, actual));
+    let range = |(_, start, end): &KernelMapping| *start..*end;
+    let destinations: Vec<_> = wanted.iter().map(range).collect();
+    let mut sources: Vec<_> = wanted
+        .iter()
+        .map(|(name, ..)| place_of(name, actual))
+        .collect::<Result<_>>()?;
+    let overlap = |a: &std::ops::Range<u64>, b: &std::ops::Range<u64>| a.start < b.end && b.start < a.end;
+    if sources == destinations {
+        return Ok(wanted.iter().map(|(_, start, end)| (*start, *end)).collect());
+    }
+    if sources
+        .iter()
+        .any(|source| destinations.iter().any(|to| overlap(source, to)))
+    {
+        // By way of a place that is in nobody's way.
+        let mut taken: Vec<_> = sources.iter().chain(&destinations).cloned().collect();
+        taken.push(stage.addr()..stage.end());
+        for source in &mut sources {
+            let len = source.end - source.start;
+            let hole =
+                layout::find_hole(&taken, len, arch::task_size()).context("no room for the [vdso] on its way")?;
+            mremap(script, source, hole)?;
+            *source = hole..hole + len;
+            taken.push(source.clone());
+        }
+    }
+    for (source, to) in sources.iter().zip(&destinations) {
+        mremap(script, source, to.start)?;
+    }
+    Ok(destinations.iter().map(|to| (to.start, to.end)).collect())
+}
+
+/// Compares the kernel's own mappings that the task has with those of the image.
+pub fn verify(memory: &Memory, actual: &[KernelMapping]) -> Result<()> {
+    let wanted = wanted(memory);
+    ensure!(wanted == actual, "{}", other_layout(&wanted, actual));
+    Ok(())
+}
+
+fn wanted(memory: &Memory) -> Vec<KernelMapping> {
+    let kernels_own = memory.vmas.iter().filter_map(|vma| match &vma.backing {
+        Backing::Kernel(name) => Some((name.clone(), vma.start, vma.end)),
+        _ => None,
+    });
+    kernels_own.collect()
+}
+
+fn other_layout(wanted: &[KernelMapping], actual: &[KernelMapping]) -> String {
+    format!("this kernel's [vdso] set is laid out otherwise than the image's: {actual:x?} instead of {wanted:x?}")
+}
+
+fn place_of(name: &str, set: &[KernelMapping]) -> Result<std::ops::Range<u64>> {
+    let found = set.iter().find(|(other, ..)| other == name);
+    found
+        .map(|(_, start, end)| *start..*end)
+        .with_context(|| format!("this kernel maps no {name}"))
+}
+
+fn mremap(script: &mut Script<'_>, from: &std::ops::Range<u64>, to: u64) -> Result<()> {
+    let len = from.end - from.start;
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    let args = [from.start.into(), len.into(), len.into(), flags.into(), to.into()];
+    script.ask("mremap", libc::SYS_mremap, args).map(drop)
+}
