@@ -47,6 +47,7 @@ mod threads {
     roundtrip!(masks, "threads/masks.c");
     roundtrip!(membarrier, "threads/membarrier.c");
     roundtrip!(registers, "threads/registers.c");
+    roundtrip!(registers_arm, "threads/registers_arm.c");
     roundtrip!(robust, "threads/robust.c");
     roundtrip!(rseq, "threads/rseq.c");
     roundtrip!(scheduling, "threads/scheduling.c");

@@ -35,14 +35,15 @@ impl Program {
     /// Starts with another stdin than /dev/null.
     pub fn start_reading(command: &mut Command, stdin: Stdio) -> Self {
         // What leaked into the tests from whoever called them is nothing that the program should hold (and be refused for).
-        // SAFETY: close_range(2) is async-signal-safe and touches descriptors only; they close at the exec that follows.
+        // SAFETY: close_range(2) and fcntl(2) are async-signal-safe and touch descriptors only; they close at the exec that follows.
         unsafe {
-            command.pre_exec(
-                || match libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) {
-                    0 => Ok(()),
-                    _ => Err(std::io::Error::last_os_error()),
-                },
-            );
+            command.pre_exec(|| {
+                if libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) != 0 {
+                    // Before Linux 5.11.
+                    (3..1024).for_each(|fd| _ = libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC));
+                }
+                Ok(())
+            });
         }
         let mut child = command
             .stdin(stdin)
