@@ -83,13 +83,36 @@ fn pseudo_terminals_survive_60_dead_freezers() {
     let mut line = String::new();
     std::io::BufRead::read_line(&mut said, &mut line).expect("READY");
     let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+    nix::sys::prctl::set_child_subreaper(true).expect("PR_SET_CHILD_SUBREAPER");
     for _ in 0..60 {
         end_a_command(pid, Signal::SIGKILL);
     }
+    wait_for_orphans(pid);
     kill(pid, Signal::SIGUSR1).expect("a signal");
     said.read_to_string(&mut line).expect("what it says");
     assert_eq!(line, "READY\nPASS\n");
     assert!(child.wait().expect("its end").success());
+}
+
+/// Who puts things back lives some milliseconds longer than its freezer, and is our child then.
+fn wait_for_orphans(target: Pid) {
+    let own = format!("/proc/self/task/{}/children", nix::unistd::gettid());
+    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    loop {
+        let children = std::fs::read_to_string(&own).expect("our children");
+        let mut orphans = children
+            .split_whitespace()
+            .filter_map(|pid| pid.parse().ok().map(Pid::from_raw));
+        let is_there = |pid: Pid| {
+            let waited = nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::WNOHANG));
+            waited == Ok(nix::sys::wait::WaitStatus::StillAlive)
+        };
+        if !orphans.any(|pid| pid != target && is_there(pid)) {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "an orphan does not end");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]
