@@ -96,7 +96,8 @@ fn pseudo_terminals_survive_60_dead_freezers() {
 
 /// Who puts things back lives some milliseconds longer than its freezer, and is our child then.
 fn wait_for_orphans(target: Pid) {
-    let own = format!("/proc/self/task/{}/children", nix::unistd::gettid());
+    // Orphans go to the first thread of a subreaper (find_new_reaper(), kernel/exit.c).
+    let own = format!("/proc/self/task/{}/children", std::process::id());
     let deadline = std::time::Instant::now() + Duration::from_secs(5);
     loop {
         let children = std::fs::read_to_string(&own).expect("our children");
