@@ -39,7 +39,7 @@ use screen::{Relay, Screen};
 use terminal::Lending;
 
 pub use crate::resurrect::timens::ClockPolicy;
-pub use files::FileCheck;
+pub use files::Check;
 pub use screen::Tty;
 pub use trust::Trust;
 
@@ -49,7 +49,8 @@ pub struct Options {
     /// Leaves the program in group-stop, for a debugger.
     pub stopped: bool,
     pub clock: ClockPolicy,
-    pub file_check: FileCheck,
+    pub file_check: Check,
+    pub cpu_check: Check,
     pub trust: Trust,
     pub pid_file: Option<PathBuf>,
     /// What the terminals of the program become, instead of thaw's own.
@@ -333,6 +334,11 @@ fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -
             .filter_map(|process| rights::note(process, &machine)),
     );
     refusals.extend(checked.refusals);
+    match (options.cpu_check, machine::against_features(snapshot)?) {
+        (Check::Strict, Some((refusal, _))) => refusals.push(refusal),
+        (Check::Warn, Some((_, warning))) => warnings.push(warning),
+        (Check::Off, _) | (_, None) => {}
+    }
     refusals.extend(segments::check(snapshot)?);
     refusals.extend(objects::check(snapshot)?);
     let planned = plan(snapshot, &machine, wishes);

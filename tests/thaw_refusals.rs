@@ -3,6 +3,7 @@
 mod common;
 
 use common::frozen::Frozen;
+use common::rewrite::rewrite;
 use common::{CRYOPOD, Program, build, can_thaw, cryopod, exists, scratch, skipped, stderr, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -201,6 +202,37 @@ fn a_mapped_file_that_was_touched_is_used_where_that_is_asked_for() {
             .lines()
             .iter()
             .any(|line| line.contains("private_file.data"));
+        assert_eq!(warned, warns, "{check}: {}", thaw.output);
+    }
+}
+
+/// Programs choose their code by what the CPU can do when they start.
+#[test]
+fn a_cpu_that_lacks_a_feature_of_the_freezes_is_refused_by_its_name() {
+    if !can_thaw() {
+        return;
+    }
+    for (check, warns) in [("warn", true), ("off", false)] {
+        let dir = scratch();
+        let mut program = Program::start(build::fixture("memory/heap.c").current_dir(dir.path()));
+        program.wait_for(|line| line == "READY");
+        let frozen = Frozen::program(dir, program);
+        rewrite(&frozen.image, |snapshot| {
+            assert!(!snapshot.host.cpu_features.is_empty());
+            snapshot.host.cpu_features.push("warp_drive".into());
+        });
+        let strict = cryopod(&[&"thaw", &frozen.image]);
+        assert_eq!(strict.status.code(), Some(126), "{}", stderr(&strict));
+        let said = stderr(&strict);
+        assert!(said.contains("warp_drive") && said.contains("--cpu-check=warn"), "{said}");
+        assert!(!exists(frozen.pid));
+        let mut command = Command::new(CRYOPOD);
+        command.args(["thaw", "--cpu-check", check]).arg(&frozen.image);
+        let mut thaw = Program::thaw_by(&mut command, frozen.pid, Stdio::null());
+        thaw.signal(Signal::SIGUSR1);
+        thaw.wait_for(|line| line == "PASS");
+        assert_eq!(thaw.wait().code(), Some(0));
+        let warned = thaw.output.lines().iter().any(|line| line.contains("warp_drive"));
         assert_eq!(warned, warns, "{check}: {}", thaw.output);
     }
 }

@@ -3,7 +3,8 @@
 //! - `Registers`: the general registers (NT_PRSTATUS), with the system call convention.
 //! - `REGSETS`: the ELF notes of all other register sets to carry.
 //! - `unsupported_features`: what a register set needs and this CPU lacks, by name.
-//! - `TASK_SIZE`, `NAME`, `ELF_MACHINE`.
+//! - `task_size`, `NAME`, `ELF_MACHINE`.
+//! - `CPU_FEATURES_LINE`, `matters`: which of the CPU's features programs choose their code by.
 //! - `Slot`, `SLOT_LEN`, `as_resumed`: the way home of a task whose registers are on loan.
 //! - `may_be_reissued`: which calls that gave EINTR without a handler may be issued again.
 //! - `signal_action`: struct kernel_sigaction.
@@ -12,9 +13,11 @@
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod clone_args;
+mod cpuinfo;
 pub mod registers;
 #[cfg(target_arch = "aarch64")]
 pub use aarch64::*;
+pub use cpuinfo::cpu_features;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]

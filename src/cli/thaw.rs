@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use super::progress::{Progress, Verbosity};
 use crate::sys;
-use crate::thaw::{self, ClockPolicy, FileCheck, Options, Source, Thawed, Trust, Tty, foreground};
+use crate::thaw::{self, Check, ClockPolicy, Options, Source, Thawed, Trust, Tty, foreground};
 
 /// Lets a frozen program go on
 ///
@@ -53,8 +53,11 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Clock::Auto)]
     clock: Clock,
     /// What to do where a mapped file is not as it was (by its ELF build id, else by size and modification time)
-    #[arg(long, value_enum, default_value_t = Check::Strict)]
-    file_check: Check,
+    #[arg(long, value_enum, default_value_t = OnDifference::Strict)]
+    file_check: OnDifference,
+    /// What to do where this CPU lacks a feature that the CPU of the freeze had: programs choose their code by these when they start
+    #[arg(long, value_enum, default_value_t = OnDifference::Strict)]
+    cpu_check: OnDifference,
     /// As root, thaw an image that somebody else could have written, whatever rights it asks for
     #[arg(long)]
     trust: bool,
@@ -74,13 +77,23 @@ enum Clock {
 }
 
 #[derive(clap::ValueEnum, Debug, Clone, Copy)]
-enum Check {
+enum OnDifference {
     /// Refuse
     Strict,
     /// Say so and go on
     Warn,
     /// Go on
     Off,
+}
+
+impl From<OnDifference> for Check {
+    fn from(wanted: OnDifference) -> Self {
+        match wanted {
+            OnDifference::Strict => Check::Strict,
+            OnDifference::Warn => Check::Warn,
+            OnDifference::Off => Check::Off,
+        }
+    }
 }
 
 impl Args {
@@ -93,11 +106,8 @@ impl Args {
                 Clock::Continue => ClockPolicy::Continue,
                 Clock::Host => ClockPolicy::Host,
             },
-            file_check: match self.file_check {
-                Check::Strict => FileCheck::Strict,
-                Check::Warn => FileCheck::Warn,
-                Check::Off => FileCheck::Off,
-            },
+            file_check: self.file_check.into(),
+            cpu_check: self.cpu_check.into(),
             trust: if self.trust {
                 Trust::Anything
             } else {

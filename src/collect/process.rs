@@ -86,6 +86,7 @@ pub fn host(vdso: &[u8]) -> Result<Host> {
         kernel_release: uname.release().to_string_lossy().into_owned(),
         boot_id: boot_id.trim().into(),
         vdso_hash: xxhash_rust::xxh3::xxh3_64(vdso),
+        cpu_features: crate::arch::cpu_features().context("/proc/cpuinfo")?,
     })
 }
 

@@ -136,6 +136,7 @@ fn facts(mappings: Vec<Mapping>) -> Facts {
             hostname: String::new(),
             kernel_release: String::new(),
             boot_id: String::new(),
+            cpu_features: Vec::new(),
             vdso_hash: 0,
         },
         clocks: Clocks::default(),

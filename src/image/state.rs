@@ -64,6 +64,8 @@ pub struct Host {
     pub boot_id: String,
     /// xxh3 of the bytes of `[vdso]`: equal on the same kernel build.
     pub vdso_hash: u64,
+    /// Features of the CPU by which programs choose their code, as /proc/cpuinfo calls them.
+    pub cpu_features: Vec<String>,
 }
 
 /// The clocks at the moment of the freeze, as the processes saw them.

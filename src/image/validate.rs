@@ -53,6 +53,10 @@ pub fn validate(snapshot: &Snapshot, header: &Header) -> Checked {
     }
     check_family(snapshot, &mut tids)?;
     check_lineage(snapshot)?;
+    for feature in &snapshot.host.cpu_features {
+        let is_word = !feature.is_empty() && feature.len() <= 64 && feature.bytes().all(|byte| byte.is_ascii_graphic());
+        ensure(is_word, || "a feature of the CPU has no name".into())?;
+    }
     for table in &snapshot.fd_tables {
         check_table(table, snapshot.descriptions.len())?;
     }

@@ -16,9 +16,9 @@ use crate::image::state::{self, Backing, Process, Snapshot};
 use crate::refusal::Refusal;
 use crate::resurrect::{SharedMemory, needs_write};
 
-/// What to do about a mapped file that is not as it was.
+/// What to do about something that is not as it was: a mapped file, the CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum FileCheck {
+pub enum Check {
     #[default]
     Strict,
     Warn,
@@ -66,7 +66,7 @@ impl AsFd for Opened {
 }
 
 impl MappedFiles {
-    pub fn open(snapshot: &Snapshot, check: FileCheck) -> Result<Self, Vec<Refusal>> {
+    pub fn open(snapshot: &Snapshot, check: Check) -> Result<Self, Vec<Refusal>> {
         let mut opener = Opener {
             snapshot,
             check,
@@ -148,7 +148,7 @@ impl MappedFiles {
 
 struct Opener<'a> {
     snapshot: &'a Snapshot,
-    check: FileCheck,
+    check: Check,
     refusals: Vec<Refusal>,
     warnings: Vec<String>,
     /// Files that are not here as they were, but in the image.
@@ -197,7 +197,7 @@ impl Opener<'_> {
     /// True where the file may be used all the same.
     fn judge(&mut self, pid: i32, object: String, what: &Difference) -> bool {
         match (self.check, what) {
-            (FileCheck::Strict, _) | (_, Difference::Type) => {
+            (Check::Strict, _) | (_, Difference::Type) => {
                 let remedy = match what {
                     Difference::Type => "put the file back that was there",
                     Difference::Content(_) => {
@@ -212,12 +212,12 @@ impl Opener<'_> {
                 ));
                 false
             }
-            (FileCheck::Warn, _) => {
+            (Check::Warn, _) => {
                 self.warnings
                     .push(format!("pid {pid}: {object} is not the file at the freeze: {what}"));
                 true
             }
-            (FileCheck::Off, _) => true,
+            (Check::Off, _) => true,
         }
     }
 

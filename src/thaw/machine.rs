@@ -12,6 +12,7 @@ use crate::arch;
 use crate::collect::{ProcDir, Status, TaskFlags, clocks, limits, login_uid, scheduling, security_label};
 use crate::image::state::ThreadSettings;
 use crate::image::state::{Credentials, Snapshot};
+use crate::refusal::Refusal;
 use crate::resurrect::plan::settings::Surroundings;
 use crate::resurrect::plan::{Machine, Taken};
 use crate::resurrect::timens::{HostClocks, TimeOffsets};
@@ -119,6 +120,25 @@ fn mask(list: &str) -> Option<Vec<u8>> {
         }
     }
     Some(mask)
+}
+
+/// CPU features that the machine of the freeze had and this one lacks, as a refusal and as a warning.
+pub fn against_features(snapshot: &Snapshot) -> Result<Option<(Refusal, String)>> {
+    let own = arch::cpu_features().context("/proc/cpuinfo")?;
+    let wanted = snapshot.host.cpu_features.iter();
+    let lacking: Vec<&str> = wanted
+        .filter(|feature| !own.contains(*feature))
+        .map(String::as_str)
+        .collect();
+    if lacking.is_empty() {
+        return Ok(None);
+    }
+    let lacking = lacking.join(", ");
+    let reason = format!("may use what this CPU lacks and that of the freeze had: {lacking}");
+    let remedy = "thaw it on a machine that has it, or, if you know that it uses none of this, with --cpu-check=warn";
+    let warning = format!("this CPU lacks what the program may use: {lacking}");
+    let refusal = Refusal::new(snapshot.processes[0].pid, "its code", reason, remedy);
+    Ok(Some((refusal, warning)))
 }
 
 fn lacking(snapshot: &Snapshot) -> Vec<(i32, String)> {

@@ -147,6 +147,7 @@ pub fn snapshot(looked: Looked, shared_objects: Vec<cryopod::image::state::Share
         kernel_release: String::new(),
         boot_id: String::new(),
         vdso_hash: 0,
+        cpu_features: Vec::new(),
     };
     Snapshot {
         host,

@@ -22,6 +22,7 @@ pub fn snapshot(heap: u64, object: u64) -> Snapshot {
             kernel_release: "6.18".into(),
             boot_id: "5fbd3d34-6a5c-4a0c-a0bb-1b3d9d5f1f0f".into(),
             vdso_hash: 7,
+            cpu_features: vec!["sse2".into(), "avx2".into()],
         },
         clocks: Clocks {
             realtime_ns: 1_700_000_000_000_000_000,

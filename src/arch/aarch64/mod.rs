@@ -22,6 +22,8 @@ pub const NAME: &str = "aarch64";
 pub const ELF_MACHINE: u16 = 183;
 /// As seccomp(2) shows it to filters (include/uapi/linux/audit.h).
 pub const AUDIT_ARCH: u32 = 0xc000_00b7;
+/// What /proc/cpuinfo calls them.
+pub const CPU_FEATURES_LINE: &str = "Features";
 /// Of the smallest page.
 pub const PAGE_SIZE: u64 = 4096;
 /// What an entry of a page table's middle level maps (HPAGE_PMD_SIZE).
@@ -54,6 +56,11 @@ pub const SYSCALL_INSTRUCTION: &[u8] = &[0x01, 0x00, 0x00, 0xd4];
 pub const FORGET_SYSCALL: Option<u32> = Some(0x404);
 /// At the end of a call the kernel puts x7 back, which tells tracers apart where they are (report_syscall(), arch/arm64/kernel/ptrace.c).
 pub const SYSCALL_STOPS_CHANGE_REGISTERS: bool = true;
+
+/// Whether programs can use a feature: they are told of all (AT_HWCAP), and two are no instructions.
+pub fn matters(feature: &str) -> bool {
+    !["evtstrm", "cpuid"].contains(&feature)
+}
 
 /// First address that user space cannot have: it depends on CONFIG_ARM64_VA_BITS, 48 on servers, 39 on many devices.
 pub fn task_size() -> u64 {

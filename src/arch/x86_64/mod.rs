@@ -2,6 +2,7 @@
 
 mod calls;
 mod clone;
+mod features;
 pub mod probe;
 mod regs;
 mod signal;
@@ -10,6 +11,7 @@ mod xstate;
 
 pub use calls::may_be_reissued;
 pub use clone::{CloneArgs, clone3, raw_syscall};
+pub use features::matters;
 pub use regs::{Interrupted, Registers};
 pub use signal::{SIGACTION_LEN, signal_action};
 pub use way_home::{
@@ -26,6 +28,8 @@ pub const AUDIT_ARCH: u32 = 0xc000_003e;
 pub fn task_size() -> u64 {
     0x7fff_ffff_f000
 }
+/// What /proc/cpuinfo calls them.
+pub const CPU_FEATURES_LINE: &str = "flags";
 /// Of the smallest page.
 pub const PAGE_SIZE: u64 = 4096;
 /// What an entry of a page table's middle level maps (HPAGE_PMD_SIZE).

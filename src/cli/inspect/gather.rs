@@ -35,6 +35,7 @@ impl Report {
             host: snapshot.host.hostname.clone(),
             kernel: snapshot.host.kernel_release.clone(),
             boot_id: snapshot.host.boot_id.clone(),
+            cpu_features: snapshot.host.cpu_features.clone(),
             cryopod_version: snapshot.host.cryopod_version.clone(),
             process_count: snapshot.processes.len(),
             thread_count: snapshot.processes.iter().map(|process| process.threads.len()).sum(),

@@ -18,6 +18,8 @@ pub struct Report {
     pub host: String,
     pub kernel: String,
     pub boot_id: String,
+    /// By which programs choose their code, as /proc/cpuinfo calls them.
+    pub cpu_features: Vec<String>,
     pub cryopod_version: String,
     pub process_count: usize,
     pub thread_count: usize,

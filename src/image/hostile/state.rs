@@ -108,6 +108,7 @@ const FORGERIES: &[Forgery] = &[
     (|s| s.fd_tables[0].entries.push(FdEntry { fd: 8, cloexec: true, description: 2 }), "refers to description 2"),
     (|s| s.shared_objects.push(SharedObject { size: u64::MAX, ..s.shared_objects[0].clone() }), "bytes long"),
     (|s| s.files[0].content = Some(0), "the content of file 0 is no copy"),
+    (|s| s.host.cpu_features.push("\x1b[2J".into()), "a feature of the CPU has no name"),
     (|s| s.files[0].path = vec![b'/'; 1 << 20], "a file has a giant name"),
 ];
 
