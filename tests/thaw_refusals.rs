@@ -224,7 +224,10 @@ fn a_cpu_that_lacks_a_feature_of_the_freezes_is_refused_by_its_name() {
         let strict = cryopod(&[&"thaw", &frozen.image]);
         assert_eq!(strict.status.code(), Some(126), "{}", stderr(&strict));
         let said = stderr(&strict);
-        assert!(said.contains("warp_drive") && said.contains("--cpu-check=warn"), "{said}");
+        assert!(
+            said.contains("warp_drive") && said.contains("--cpu-check=warn"),
+            "{said}"
+        );
         assert!(!exists(frozen.pid));
         let mut command = Command::new(CRYOPOD);
         command.args(["thaw", "--cpu-check", check]).arg(&frozen.image);

@@ -111,7 +111,7 @@ pub struct ThreadFacts {
     pub is_blocking: bool,
     pub sandbox: Sandbox,
     /// It may use I/O ports (ioperm(2)).
-    pub has_io_ports: bool,
+    pub not_carried: Option<&'static str>,
 }
 
 /// A shared object and the stretches of it that hold data, as offset and length.

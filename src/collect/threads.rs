@@ -180,7 +180,7 @@ impl Look<'_> {
             unshared: self.unshared(tid)?,
             is_blocking,
             sandbox,
-            has_io_ports: stopped.has_io_ports()?,
+            not_carried: stopped.not_carried()?,
         })
     }
 

@@ -152,12 +152,8 @@ impl Refusals {
             let remedy = "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off";
             self.add(&who, "has a shadow stack, which cryopod does not carry yet", remedy);
         }
-        if facts_of.has_io_ports {
-            self.add(
-                &who,
-                "may use I/O ports (ioperm(2)), which cryopod does not carry",
-                CLOSE,
-            );
+        if let Some(what) = facts_of.not_carried {
+            self.add(&who, format!("{what}, which cryopod does not carry"), CLOSE);
         }
         if facts_of.is_blocking {
             let reason = "has its system calls sent back to itself at this moment (PR_SET_SYSCALL_USER_DISPATCH), so that it cannot be asked";
@@ -277,7 +273,12 @@ pub fn unfit_file(found: &Found) -> Result<&File, Unfit> {
 }
 
 /// Codes of VmFlags (proc_pid_smaps(5)) that say what a mapping is or has.
-const FLAGS: [(&[u8; 2], &str, &str); 8] = [
+const FLAGS: [(&[u8; 2], &str, &str); 9] = [
+    (
+        b"mt",
+        "has tags (PROT_MTE), which cryopod does not carry yet",
+        "start the program with GLIBC_TUNABLES=glibc.mem.tagging=0",
+    ),
     (
         b"ht",
         "is made of huge pages (hugetlbfs), which cryopod does not carry yet",

@@ -85,7 +85,7 @@ fn thread() -> ThreadFacts {
         unshared: Vec::new(),
         is_blocking: false,
         sandbox: Sandbox::None,
-        has_io_ports: false,
+        not_carried: None,
     }
 }
 
@@ -287,7 +287,7 @@ fn all_refusals_come_at_once() {
     facts.members[0].surroundings.foreign_namespaces = vec!["net".into()];
     facts.members[0].threads[0].foreign_namespaces = vec!["net".into()];
     facts.members[0].threads[0].sandbox = Sandbox::Strict;
-    facts.members[0].threads[0].has_io_ports = true;
+    facts.members[0].threads[0].not_carried = Some("may use I/O ports (ioperm(2))");
     let refusals = refused(facts);
     let told = |words: &str| refusals.iter().filter(|refusal| refusal.contains(words)).count();
     for words in [

@@ -79,6 +79,12 @@ pub fn make(
     Ok(())
 }
 
+/// As mmap(2) takes it: these rights, and those of the architecture that only the flags of the mapping tell.
+fn prot_of(vma: &Vma, rights: u8) -> i32 {
+    let told = arch::PROT_BY_FLAG.iter().filter(|(flag, _)| vma.flags.has(flag));
+    told.fold(i32::from(rights), |prot, (_, bit)| prot | bit)
+}
+
 pub(super) fn is_kernels(vma: &Vma) -> bool {
     matches!(vma.backing, Backing::Kernel(_))
 }
@@ -87,7 +93,11 @@ pub(super) fn is_kernels(vma: &Vma) -> bool {
 fn adopt(script: &mut Script<'_>, mapping: &Spread<'_>, from: &Vma) -> Result<()> {
     let (start, end) = mapping.span;
     if mapping.vma.prot != from.prot {
-        let args = [start.into(), (end - start).into(), i32::from(mapping.vma.prot).into()];
+        let args = [
+            start.into(),
+            (end - start).into(),
+            prot_of(mapping.vma, mapping.vma.prot).into(),
+        ];
         script.call("mprotect", libc::SYS_mprotect, args)?;
     }
     for (start, end) in ranges::difference(&[(start, end)], &mapping.vma.inherited) {
@@ -163,7 +173,7 @@ fn attach(script: &mut Script<'_>, vma: &Vma, (id, size): (i32, u64), offset: u6
         munmap(script, at, size)?;
     }
     if vma.prot != prot {
-        let args = [vma.start.into(), len.into(), i32::from(vma.prot).into()];
+        let args = [vma.start.into(), len.into(), prot_of(vma, vma.prot).into()];
         script.call("mprotect", libc::SYS_mprotect, args)?;
     }
     Ok(())
@@ -191,12 +201,12 @@ fn map_by_descriptor(script: &mut Script<'_>, vma: &Vma, fds: &MappedFds<'_>) ->
     // Private memory that was writable once is accounted ("ac"); mapped read-only from the start it would not be, and would
     // merge with its neighbours: RELRO segments are such.
     let was_writable = !vma.shared && vma.flags.has(b"ac") && vma.prot & PROT_WRITE == 0;
-    let prot = if was_writable { vma.prot | PROT_WRITE } else { vma.prot };
+    let first = if was_writable { vma.prot | PROT_WRITE } else { vma.prot };
     let len = vma.end - vma.start;
     let args = [
         vma.start.into(),
         len.into(),
-        i32::from(prot).into(),
+        prot_of(vma, first).into(),
         map_flags(vma).into(),
         fd.into(),
         offset.into(),
@@ -206,7 +216,7 @@ fn map_by_descriptor(script: &mut Script<'_>, vma: &Vma, fds: &MappedFds<'_>) ->
         if vma.backing == Backing::Anonymous {
             touch(script, vma)?;
         }
-        let args = [vma.start.into(), len.into(), i32::from(vma.prot).into()];
+        let args = [vma.start.into(), len.into(), prot_of(vma, vma.prot).into()];
         script.call("mprotect", libc::SYS_mprotect, args)?;
     }
     Ok(())

@@ -19,6 +19,7 @@ use super::thread::StoppedThread;
 use super::way_home::{DeadBytes, FreeSlot, RESULTS_LEN};
 use super::{Error, ProcessMemory, Result, Resume, Stop};
 use crate::arch::{self, CALL_AT, CLONE_AT, SCRIPT_AT, SCRIPT_END_AT, SLOT_LEN, Slot};
+use crate::image::state::RegSet;
 
 /// One thread's registers on loan, one thread after the other. Ended by [`end`](Self::end); dropping it does the same as far as it still can.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub(super) struct Loan<'a> {
     slot: FreeSlot,
     results: u64,
     state: State,
+    /// What calls take from the thread, to be given back.
+    lost: Option<RegSet>,
     /// The thread does not get to the end of a call, so that none is tried again.
     stuck: bool,
     /// What its last clone(2) made, by its number in our namespace.
@@ -88,6 +91,7 @@ impl<'a> Loan<'a> {
             slot,
             results: 0,
             state: State::Home,
+            lost: None,
             stuck: false,
             born: None,
             signals: 0,
@@ -335,10 +339,18 @@ impl<'a> Loan<'a> {
         thread
             .restore_rseq(memory)
             .map_err(|error| Error::memory(thread.tid(), "its struct rseq", &error))?;
+        if let Some(lost) = &self.lost {
+            thread.task.set_regset(lost.note, &lost.data)?;
+        }
         thread.task.set_regs(&thread.regs)
     }
 
     fn lay_way_home(&mut self) -> Result<()> {
+        // A CPU without it has nothing to lose.
+        self.lost = arch::LOST_IN_CALLS.and_then(|note| {
+            let data = self.thread().task.regset(note).ok()?;
+            Some(RegSet { note, data })
+        });
         let memory = &self.process.memory;
         let tid = self.tid();
         let home = self

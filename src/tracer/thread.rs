@@ -202,22 +202,22 @@ impl StoppedThread {
         self.filters.as_ref()
     }
 
-    /// Whether it may use I/O ports (ioperm(2)): the bitmap is a register set that is not there otherwise (ioperm_get(),
-    /// arch/x86/kernel/ptrace.c: ENXIO), nor in a kernel without CONFIG_X86_IOPL_IOPERM. What iopl(2) gave nothing tells.
-    pub fn has_io_ports(&self) -> Result<bool> {
-        let Some(note) = arch::IO_PORTS else { return Ok(false) };
-        match self.task.regset(note) {
-            Ok(bitmap) => Ok(!bitmap.is_empty()),
-            Err(error)
-                if matches!(
-                    error.errno(),
-                    Some(nix::Error::ENXIO | nix::Error::EINVAL | nix::Error::ENODEV)
-                ) =>
-            {
-                Ok(false)
+    /// What it has that no thaw gives back, as a clause. Such a register set is not there otherwise (ENXIO, ioperm_get(),
+    /// arch/x86/kernel/ptrace.c), nor in a kernel that does not know it. What iopl(2) gave nothing tells.
+    pub fn not_carried(&self) -> Result<Option<&'static str>> {
+        for &(note, len, what) in arch::NOT_CARRIED {
+            match self.task.regset(note) {
+                Ok(set) if set.len() > len => return Ok(Some(what)),
+                Ok(_) => {}
+                Err(error)
+                    if matches!(
+                        error.errno(),
+                        Some(nix::Error::ENXIO | nix::Error::EINVAL | nix::Error::ENODEV)
+                    ) => {}
+                Err(error) => return Err(error),
             }
-            Err(error) => Err(error),
         }
+        Ok(None)
     }
 
     /// Which system calls come back to the thread as SIGSYS.

@@ -37,8 +37,12 @@ pub const OPTIONAL_REGSETS: &[u32] = &[0x405, 0x407, 0x408, 0x40a, 0x409];
 pub const THREAD_POINTER: Option<u32> = Some(0x401);
 /// Signatures of aborts that C libraries use (RSEQ_SIG, sys/rseq.h): `brk #0x45e0`.
 pub const RSEQ_SIGNATURES: &[u32] = &[0xd428_bc00];
-/// No I/O ports.
-pub const IO_PORTS: Option<u32> = None;
+/// Register sets that no thaw sets, how long they are where there is nothing in them, and what is so where there is: NT_ARM_ZA.
+pub const NOT_CARRIED: &[(u32, usize, &str)] = &[(0x40c, 16, "has the matrix storage of SME switched on")];
+/// What every call takes from a thread, NT_ARM_SVE: its vectors beyond 128 bits (Documentation/arm64/sve.rst).
+pub const LOST_IN_CALLS: Option<u32> = Some(0x405);
+/// Rights of mappings beyond those to read, write and execute, by the flags that smaps shows: PROT_BTI.
+pub const PROT_BY_FLAG: &[(&[u8; 2], i32)] = &[(b"bt", 0x10)];
 /// No local descriptor tables.
 pub const MODIFY_LDT: Option<i64> = None;
 /// No CPUID.

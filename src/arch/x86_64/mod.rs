@@ -42,8 +42,12 @@ pub const OPTIONAL_REGSETS: &[u32] = &[];
 pub const THREAD_POINTER: Option<u32> = None;
 /// Signatures of aborts that C libraries use (RSEQ_SIG, sys/rseq.h).
 pub const RSEQ_SIGNATURES: &[u32] = &[0x5305_3053];
-/// The register set that is there in a thread that may use I/O ports (ioperm(2)): NT_386_IOPERM.
-pub const IO_PORTS: Option<u32> = Some(0x201);
+/// Register sets that no thaw sets, how long they are where there is nothing in them, and what is so where there is: NT_386_IOPERM.
+pub const NOT_CARRIED: &[(u32, usize, &str)] = &[(0x201, 0, "may use I/O ports (ioperm(2))")];
+/// Calls leave the registers alone.
+pub const LOST_IN_CALLS: Option<u32> = None;
+/// Rights of mappings beyond those to read, write and execute, by the flags that smaps shows.
+pub const PROT_BY_FLAG: &[(&[u8; 2], i32)] = &[];
 /// modify_ldt(2), where the architecture has local descriptor tables.
 pub const MODIFY_LDT: Option<i64> = Some(libc::SYS_modify_ldt);
 /// Number and command of arch_prctl(2), where there is such: whether CPUID raises a signal, and setting that.
