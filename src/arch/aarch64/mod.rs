@@ -1,18 +1,14 @@
 //! aarch64 (the 64-bit ABI, pages of 4 KiB; a 32-bit task is recognised and refused).
 
-mod calls;
 mod clone;
 mod features;
 pub mod probe;
 mod regs;
-mod signal;
 mod way_home;
 
-pub use calls::may_be_reissued;
 pub use clone::{CloneArgs, clone3, raw_syscall};
 pub use features::unsupported_features;
 pub use regs::{Interrupted, Registers};
-pub use signal::{SIGACTION_LEN, signal_action};
 pub use way_home::{
     CALL_AT, CLONE_AT, RESULTS_AT, SCRIPT_AT, SCRIPT_END_AT, SCRIPT_STRIDE, SCRIPT_WORDS, SLOT_LEN, Slot, as_resumed,
 };

@@ -1,19 +1,15 @@
 //! x86_64 (the 64-bit ABI; a 32-bit task is recognised and refused).
 
-mod calls;
 mod clone;
 mod features;
 pub mod probe;
 mod regs;
-mod signal;
 mod way_home;
 mod xstate;
 
-pub use calls::may_be_reissued;
 pub use clone::{CloneArgs, clone3, raw_syscall};
 pub use features::matters;
 pub use regs::{Interrupted, Registers};
-pub use signal::{SIGACTION_LEN, signal_action};
 pub use way_home::{
     CALL_AT, CLONE_AT, RESULTS_AT, SCRIPT_AT, SCRIPT_END_AT, SCRIPT_STRIDE, SCRIPT_WORDS, SLOT_LEN, Slot, as_resumed,
 };

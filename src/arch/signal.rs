@@ -1,4 +1,4 @@
-//! struct kernel_sigaction, what rt_sigaction(2) itself takes: not that of the C library.
+//! struct kernel_sigaction, what rt_sigaction(2) itself takes, of 64-bit architectures: not that of the C library.
 
 use crate::image::state::SignalAction;
 

@@ -1,5 +1,7 @@
 //! System call numbers that need a special word.
 
+use super::syscall;
+
 /// Calls that return EINTR when a task is stopped inside them, though no handler ran, and that may be issued again: nothing was
 /// done yet when they say EINTR (signal(7), "Interruption of system calls and library functions by stop signals").
 ///
@@ -23,13 +25,12 @@ pub fn may_be_reissued(number: u64) -> bool {
         libc::SYS_semop,
         libc::SYS_semtimedop,
         libc::SYS_rt_sigtimedwait,
-        libc::SYS_epoll_wait,
         libc::SYS_epoll_pwait,
         libc::SYS_epoll_pwait2,
         libc::SYS_io_getevents,
         libc::SYS_futex,
     ];
-    CALLS.contains(&(number as i64))
+    number == syscall::EPOLL_WAIT || CALLS.contains(&(number as i64))
 }
 
 #[cfg(test)]
@@ -38,7 +39,7 @@ mod tests {
 
     #[test]
     fn a_close_is_never_repeated() {
-        assert!(may_be_reissued(libc::SYS_epoll_wait as u64));
+        assert!(may_be_reissued(syscall::EPOLL_WAIT) && may_be_reissued(libc::SYS_epoll_pwait as u64));
         assert!(!may_be_reissued(libc::SYS_close as u64));
     }
 }
