@@ -209,7 +209,19 @@ pub fn runs_by_itself(pid: i32) -> bool {
     let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
     // Thaw has processes of its own under these ids for a moment, which are zombies before it waits for them.
     let is_thaws = exe == Path::new(CRYOPOD) || status(pid, "Name").as_deref() == Some("cryopod");
-    !is_thaws && status(pid, "TracerPid").as_deref() == Some("0")
+    !is_thaws && is_untraced(pid)
+}
+
+/// No thread of it has a tracer: a thaw lets the first go first.
+fn is_untraced(pid: i32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let mut threads = tasks.into_iter().flatten().flatten();
+    threads.all(|task| {
+        let bytes = std::fs::read(task.path().join("status")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes)
+            .lines()
+            .any(|line| line == "TracerPid:\t0")
+    })
 }
 
 fn parent(pid: i32) -> Option<i32> {
