@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::script::Script;
 use super::settings;
 use super::stage::Stage;
-use super::vdso::{self, KernelMapping};
+use super::vdso;
 use crate::arch;
 use crate::image::ranges::{self, Range};
 use crate::image::state::{Backing, Memory, Process, Vma};
@@ -40,15 +40,14 @@ pub struct Spread<'a> {
     pub from: Option<&'a Vma>,
 }
 
-/// Unmaps all but the stage and what comes from the parent, brings the kernel's own set, `kernels_own` in the task, to its place unless it is
-/// among that, then maps all the rest.
+/// Unmaps all but the stage and what comes from the parent, brings the kernel's own set to its place unless it is among that, then maps all
+/// the rest.
 pub fn make(
     script: &mut Script<'_>,
     stage: &Stage,
     process: &Process,
     mappings: &[Spread<'_>],
     fds: &MappedFds<'_>,
-    kernels_own: &[KernelMapping],
 ) -> Result<()> {
     let mut kept = vec![(stage.addr(), stage.end())];
     let from_parent = mappings.iter().filter(|mapping| mapping.from.is_some());
@@ -56,7 +55,7 @@ pub fn make(
     let mut wanted = mappings.iter().filter(|mapping| is_kernels(mapping.vma));
     let needs_vdso = wanted.any(|mapping| mapping.from.is_none());
     if needs_vdso && arch::MAP_VDSO.is_none() {
-        kept.extend(vdso::move_to_place(script, stage, &process.memory, kernels_own)?);
+        kept.extend(vdso::move_to_place(script, stage, process)?);
     }
     let kept = ranges::union(kept);
     for (start, end) in ranges::difference(&[(0, arch::task_size())], &kept) {

@@ -16,7 +16,7 @@ use super::script::Script;
 use super::stage::Stage;
 use super::threads::Inherited;
 use super::uffd::{UFFD_USER_MODE_ONLY, Uffd};
-use super::vdso::{self, KernelMapping};
+use super::vdso;
 use crate::arch;
 use crate::fd::OwnerCall;
 use crate::image::state::{Backing, Process};
@@ -78,20 +78,12 @@ impl Rebuilt<'_> {
 
     /// Makes the memory map, without content yet.
     pub(super) fn map(&mut self, mappings: &[Spread<'_>]) -> Result<()> {
-        let parts = &self.parts;
-        let kernels_own = kernel_mappings(parts.pid())?;
         let mut script = Script::new(&self.stage, &mut self.tasks[0]);
-        maps::make(
-            &mut script,
-            &self.stage,
-            parts.process,
-            mappings,
-            parts.mapped,
-            &kernels_own,
-        )?;
+        let parts = &self.parts;
+        maps::make(&mut script, &self.stage, parts.process, mappings, parts.mapped)?;
         script.run()?;
         self.is_mapped = true;
-        vdso::verify(&parts.process.memory, &kernel_mappings(parts.pid())?)
+        vdso::verify(parts.process)
     }
 
     /// Once its children are there.
@@ -154,12 +146,6 @@ fn parse_map_line(line: &str) -> Option<Mapping> {
         name,
         u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?,
     ))
-}
-
-fn kernel_mappings(pid: Pid) -> Result<Vec<KernelMapping>> {
-    let is_kernels = |name: &str| name.starts_with("[v") && name != "[vsyscall]";
-    let map = memory_map(pid)?.into_iter().filter(|(name, _)| is_kernels(name));
-    Ok(map.map(|(name, range)| (name, range.start, range.end)).collect())
 }
 
 /// Address in the image of a system call instruction of this kernel's `[vdso]`.

@@ -176,7 +176,7 @@ impl<'a> Script<'a> {
             self.data.clear();
         }
         let ops: Vec<Op> = queue.iter().map(|(_, op)| *op).collect();
-        let (mut results, begin) = (Vec::with_capacity(ops.len()), Instant::now());
+        let (mut results, patience) = (Vec::with_capacity(ops.len()), IdPatience::new());
         while results.len() < ops.len() {
             let rest = &ops[results.len()..];
             self.stage.write_ops(rest)?;
@@ -187,10 +187,9 @@ impl<'a> Script<'a> {
             }
             let result = self.stage.results(done + 1)?[done];
             let (name, op) = queue[results.len()];
-            if !may_be_free_soon(&op, result) || begin.elapsed() > PATIENCE {
+            if op.number != libc::SYS_clone3 as u64 || !patience.waits(result) {
                 return Err(failed(name, &op, result)).with_context(|| format!("task {}", self.task.tid()));
             }
-            std::thread::sleep(Duration::from_millis(1));
         }
         Ok(results)
     }
@@ -198,12 +197,23 @@ impl<'a> Script<'a> {
 
 /// Whoever has an id that was free when we looked may be gone in a moment. And since Linux 6.15 a task that has ended and was waited for is out
 /// of everybody's sight some time before its id can be used again (free_pids() in release_task(), kernel/exit.c).
-fn may_be_free_soon(op: &Op, result: i64) -> bool {
-    op.number == libc::SYS_clone3 as u64 && result == -i64::from(libc::EEXIST)
-}
+pub(super) struct IdPatience(Instant);
 
-/// How long an id that nobody had may be in use.
-pub(super) const PATIENCE: Duration = Duration::from_millis(500);
+impl IdPatience {
+    pub fn new() -> Self {
+        IdPatience(Instant::now())
+    }
+
+    /// Whether clone3(2), with that result, is worth another attempt; waits a moment before.
+    pub fn waits(&self, result: i64) -> bool {
+        const LIMIT: Duration = Duration::from_millis(500);
+        let again = result == -i64::from(libc::EEXIST) && self.0.elapsed() <= LIMIT;
+        if again {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        again
+    }
+}
 
 /// Lets the stub run `count` operations and returns how many it ran before an error.
 fn run_stub(stage: &Stage, task: &mut Stopped, count: usize) -> Result<usize> {

@@ -6,7 +6,6 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -14,7 +13,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::unistd::Pid;
 
 use super::plan::Born;
-use super::script::{PATIENCE, run_to_trap};
+use super::script::{IdPatience, run_to_trap};
 use super::stage::{STUB, Stage, executable_memfd};
 use super::timens::TimeOffsets;
 use crate::arch::{self, CloneArgs, clone3, raw_syscall};
@@ -221,15 +220,13 @@ fn clone_child(gate: &SharedGate, stack: &mut [u8]) -> Result<Pid> {
         set_tid_size: 1,
         ..CloneArgs::default()
     };
-    let begin = Instant::now();
+    let patience = IdPatience::new();
     loop {
         // SAFETY: `child` makes raw system calls only; the stack is kept until it has executed the stub or is dead (Unexecuted).
         let result = unsafe { clone3(&args, child, gate.0.as_ptr() as u64) };
-        if result != -i64::from(libc::EEXIST) || begin.elapsed() > PATIENCE {
+        if !patience.waits(result) {
             return cloned(result, wanted);
         }
-        // As in a script: it may be free in a moment.
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -243,14 +240,13 @@ fn cloned(result: i64, wanted: i32) -> Result<Pid> {
 
 /// unshare(CLONE_NEWTIME) holds for children only: a helper makes the namespace, and in it a child of ours (CLONE_PARENT).
 fn clone_in_time_namespace(gate: &SharedGate) -> Result<Pid> {
-    let begin = Instant::now();
+    let patience = IdPatience::new();
     loop {
         let result = try_in_time_namespace(gate);
         let errno = gate.get().errno.swap(0, Ordering::AcqRel);
-        if errno != libc::EEXIST || begin.elapsed() > PATIENCE {
+        if !patience.waits(-i64::from(errno)) {
             return result;
         }
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

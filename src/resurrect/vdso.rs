@@ -2,16 +2,25 @@
 #![deny(unsafe_code)]
 
 use anyhow::{Context, Result, ensure};
+use nix::unistd::Pid;
 
 use super::layout;
+use super::process::memory_map;
 use super::script::Script;
 use super::stage::Stage;
 use crate::arch;
 use crate::image::ranges::Range;
-use crate::image::state::{Backing, Memory};
+use crate::image::state::{Backing, Memory, Process};
 
 /// A mapping of the kernel's own in a task: name, start, end.
-pub type KernelMapping = (String, u64, u64);
+type KernelMapping = (String, u64, u64);
+
+fn kernel_mappings(process: &Process) -> Result<Vec<KernelMapping>> {
+    let is_kernels = |name: &str| name.starts_with("[v") && name != "[vsyscall]";
+    let map = memory_map(Pid::from_raw(process.pid))?.into_iter();
+    let kernels = map.filter(|(name, _)| is_kernels(name));
+    Ok(kernels.map(|(name, range)| (name, range.start, range.end)).collect())
+}
 
 /// `[vvar]` and `[vdso]` come as one set, mapped by the kernel at the lowest address of the recorded set, by a `call` of arch_prctl(2).
 ///
@@ -34,13 +43,8 @@ pub fn map_anew(script: &mut Script<'_>, memory: &Memory, (number, command): (i6
 
 /// Where the kernel maps no second set, the one that the task was born with is moved, by mremap(2), of which the kernel takes note
 /// (vdso_mremap(), arch/arm64/kernel/vdso.c). Returns where it is then.
-pub fn move_to_place(
-    script: &mut Script<'_>,
-    stage: &Stage,
-    memory: &Memory,
-    actual: &[KernelMapping],
-) -> Result<Vec<Range>> {
-    let wanted = wanted(memory);
+pub fn move_to_place(script: &mut Script<'_>, stage: &Stage, process: &Process) -> Result<Vec<Range>> {
+    let (wanted, actual) = (wanted(&process.memory), kernel_mappings(process)?);
     let shape = |set: &[KernelMapping]| -> Vec<(String, u64)> {
         let mut shape: Vec<_> = set
             .iter()
@@ -49,12 +53,12 @@ pub fn move_to_place(
         shape.sort();
         shape
     };
-    ensure!(shape(&wanted) == shape(actual), "{}", other_layout(&wanted, actual));
+    ensure!(shape(&wanted) == shape(&actual), "{}", other_layout(&wanted, &actual));
     let range = |(_, start, end): &KernelMapping| *start..*end;
     let destinations: Vec<_> = wanted.iter().map(range).collect();
     let mut sources: Vec<_> = wanted
         .iter()
-        .map(|(name, ..)| place_of(name, actual))
+        .map(|(name, ..)| place_of(name, &actual))
         .collect::<Result<_>>()?;
     let overlap = |a: &std::ops::Range<u64>, b: &std::ops::Range<u64>| a.start < b.end && b.start < a.end;
     if sources == destinations {
@@ -83,9 +87,9 @@ pub fn move_to_place(
 }
 
 /// Compares the kernel's own mappings that the task has with those of the image.
-pub fn verify(memory: &Memory, actual: &[KernelMapping]) -> Result<()> {
-    let wanted = wanted(memory);
-    ensure!(wanted == actual, "{}", other_layout(&wanted, actual));
+pub fn verify(process: &Process) -> Result<()> {
+    let (wanted, actual) = (wanted(&process.memory), kernel_mappings(process)?);
+    ensure!(wanted == actual, "{}", other_layout(&wanted, &actual));
     Ok(())
 }
 
