@@ -334,10 +334,13 @@ fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -
             .filter_map(|process| rights::note(process, &machine)),
     );
     refusals.extend(checked.refusals);
-    match (options.cpu_check, machine::against_features(snapshot)?) {
-        (Check::Strict, Some((refusal, _))) => refusals.push(refusal),
-        (Check::Warn, Some((_, warning))) => warnings.push(warning),
-        (Check::Off, _) | (_, None) => {}
+    if options.cpu_check != Check::Off
+        && let Some((refusal, warning)) = machine::against_features(snapshot)?
+    {
+        match options.cpu_check {
+            Check::Strict => refusals.push(refusal),
+            Check::Warn | Check::Off => warnings.push(warning),
+        }
     }
     refusals.extend(segments::check(snapshot)?);
     refusals.extend(objects::check(snapshot)?);

@@ -1,6 +1,18 @@
-//! System call numbers that need a special word.
+//! System calls that a task was caught in.
 
 use super::syscall;
+
+/// How a task was caught in a system call (include/linux/errno.h). What x86_64 shows by these results, other architectures have
+/// dealt with before they show anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interrupted {
+    /// -ERESTARTSYS -512, -ERESTARTNOINTR -513, -ERESTARTNOHAND -514: the kernel issues it again when the task goes on.
+    Restarts,
+    /// -ERESTART_RESTARTBLOCK -516: the kernel goes on by restart_syscall(2), with a block that dies with the task.
+    RestartBlock,
+    /// -EINTR: the kernel will not issue it again (epoll_wait, semtimedop, rt_sigtimedwait …; signal(7)).
+    Fails,
+}
 
 /// Calls that return EINTR when a task is stopped inside them, though no handler ran, and that may be issued again: nothing was
 /// done yet when they say EINTR (signal(7), "Interruption of system calls and library functions by stop signals").

@@ -8,10 +8,8 @@ mod way_home;
 
 pub use clone::{CloneArgs, clone3, raw_syscall};
 pub use features::unsupported_features;
-pub use regs::{Interrupted, Registers};
-pub use way_home::{
-    CALL_AT, CLONE_AT, RESULTS_AT, SCRIPT_AT, SCRIPT_END_AT, SCRIPT_STRIDE, SCRIPT_WORDS, SLOT_LEN, Slot, as_resumed,
-};
+pub use regs::Registers;
+pub use way_home::{CALL_AT, CLONE_AT, RESULTS_AT, SCRIPT_AT, SCRIPT_END_AT, SLOT_LEN, as_resumed};
 
 pub const NAME: &str = "aarch64";
 /// e_machine of ELF files.

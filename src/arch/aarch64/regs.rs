@@ -7,6 +7,7 @@
 use std::mem::size_of;
 
 use super::syscall;
+use crate::arch::calls::Interrupted;
 
 /// struct user_pt_regs, and the call that the task was caught in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,17 +40,6 @@ mod index {
 const MODE_32_BIT: u64 = 0x10;
 const EINTR: i64 = 4;
 const INSTRUCTION_LEN: u64 = 4;
-
-/// How a task was caught in a system call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Interrupted {
-    /// The task issues it again when it goes on.
-    Restarts,
-    /// The kernel goes on by restart_syscall(2), with a block that dies with the task.
-    RestartBlock,
-    /// -EINTR: the kernel will not issue it again (epoll_pwait, semtimedop, rt_sigtimedwait …; signal(7)).
-    Fails,
-}
 
 impl Registers {
     /// None where the size is not this architecture's, as that of a 32-bit task.

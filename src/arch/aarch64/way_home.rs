@@ -6,20 +6,10 @@
 //! arch/arm64/kernel/signal.c); from anywhere else it branches; too far for that, it loses x17, which linkers use for such branches.
 
 use super::regs::Registers;
+use crate::arch::slot::Slot;
 
 /// Bytes of one slot.
 pub const SLOT_LEN: usize = 224;
-
-/// What one slot holds besides its code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot {
-    /// The task's registers once it is home.
-    pub home: Registers,
-    /// Counts up, so that the newest of several slots is known.
-    pub generation: u64,
-    /// The page for results that the loan maps, 0 for none.
-    pub results: u64,
-}
 
 /// The system call instruction of a slot is its first one.
 pub const CALL_AT: u64 = 0;
@@ -32,10 +22,6 @@ pub const SCRIPT_AT: u64 = 24;
 pub const SCRIPT_END_AT: u64 = 44;
 /// Where [`Slot::results`] is in a slot.
 pub const RESULTS_AT: usize = GENERATION_AT + 8;
-/// Words of an entry of a script, the first bytes of the [`SCRIPT_STRIDE`] that it takes; the rest is for what the call writes.
-pub const SCRIPT_WORDS: usize = 7;
-/// Bytes from one entry to the next.
-pub const SCRIPT_STRIDE: usize = 192;
 
 /// Where the code that differs begins: how the task leaves for home.
 const LEAVE_AT: usize = 4 * CODE.len();
@@ -126,8 +112,11 @@ impl Slot {
     pub fn leave_slot(regs: &mut Registers, read: impl Fn(u64, &mut [u8]) -> bool) {
         let mut bytes = [0; SLOT_LEN];
         let slot = regs.pc().wrapping_sub(LEAVE_AT as u64);
-        if regs.is_at_call() && read(slot, &mut bytes) && Slot::left_behind(&bytes).is_some() {
-            let target = word(&bytes, VALUES_AT + 8 * (VALUES - 1)).unwrap_or_default();
+        if regs.is_at_call()
+            && read(slot, &mut bytes)
+            && Slot::left_behind(&bytes).is_some()
+            && let Some(target) = word(&bytes, VALUES_AT + 8 * (VALUES - 1))
+        {
             regs.set_pc(target.wrapping_sub(INSTRUCTION_LEN));
         }
     }

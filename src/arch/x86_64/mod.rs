@@ -9,10 +9,8 @@ mod xstate;
 
 pub use clone::{CloneArgs, clone3, raw_syscall};
 pub use features::matters;
-pub use regs::{Interrupted, Registers};
-pub use way_home::{
-    CALL_AT, CLONE_AT, RESULTS_AT, SCRIPT_AT, SCRIPT_END_AT, SCRIPT_STRIDE, SCRIPT_WORDS, SLOT_LEN, Slot, as_resumed,
-};
+pub use regs::Registers;
+pub use way_home::{CALL_AT, CLONE_AT, RESULTS_AT, SCRIPT_AT, SCRIPT_END_AT, SLOT_LEN, as_resumed};
 pub use xstate::unsupported_features;
 
 pub const NAME: &str = "x86_64";

@@ -2,6 +2,8 @@
 
 use std::mem::size_of;
 
+use crate::arch::calls::Interrupted;
+
 /// struct user_regs_struct.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
@@ -27,17 +29,6 @@ mod index {
     pub const EFLAGS: usize = 18;
     pub const RSP: usize = 19;
     pub const FS_BASE: usize = 21;
-}
-
-/// How a task was caught in a system call (include/linux/errno.h).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Interrupted {
-    /// -ERESTARTSYS -512, -ERESTARTNOINTR -513, -ERESTARTNOHAND -514: the kernel issues it again when the task goes on.
-    Restarts,
-    /// -ERESTART_RESTARTBLOCK -516: the kernel goes on by restart_syscall(2), with a block that dies with the task.
-    RestartBlock,
-    /// -EINTR: the kernel will not issue it again (epoll_wait, semtimedop, rt_sigtimedwait …; signal(7)).
-    Fails,
 }
 
 const ERESTARTNOHAND: i64 = 514;

@@ -3,21 +3,12 @@
 //! A loaned system call runs at the start of a slot; the instructions after it load every register that the call changed, and
 //! jump to where the task was. They need no stack, no flags, no vector registers and no signal mask, so nothing of the task is lost.
 
-use super::regs::{Interrupted, Registers};
+use super::regs::Registers;
+use crate::arch::calls::Interrupted;
+use crate::arch::slot::{SCRIPT_STRIDE, Slot};
 
 /// Bytes of one slot.
 pub const SLOT_LEN: usize = 224;
-
-/// What one slot holds besides its code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot {
-    /// The task's registers once it is home.
-    pub home: Registers,
-    /// Counts up, so that the newest of several slots is known.
-    pub generation: u64,
-    /// The page for results that the loan maps, 0 for none.
-    pub results: u64,
-}
 
 /// The system call instruction of a slot is its first byte.
 pub const CALL_AT: u64 = 0;
@@ -80,10 +71,6 @@ const SCRIPT: [u8; SCRIPT_LEN] = {
     code
 };
 const SCRIPT_LEN: usize = 43;
-/// Words of an entry of a script, the first bytes of the [`SCRIPT_STRIDE`] that it takes; the rest is for what the call writes.
-pub const SCRIPT_WORDS: usize = 7;
-/// Bytes from one entry to the next.
-pub const SCRIPT_STRIDE: usize = 192;
 const _: () = assert!(SCRIPT_STRIDE < 256);
 const _: () = assert!(SCRIPT_AT as usize + SCRIPT.len() <= VALUES_AT);
 
