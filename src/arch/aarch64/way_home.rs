@@ -15,7 +15,7 @@ pub const SLOT_LEN: usize = 224;
 pub const CALL_AT: u64 = 0;
 /// Where clone(2) is called: a child whose tracer died does not go home but ends.
 pub const CLONE_AT: u64 = 8;
-/// Where a script begins: x5 points at its entries of [`SCRIPT_WORDS`] words each: the number of a call, which its result replaces, five
+/// Where a script begins: x5 points at its entries of `SCRIPT_WORDS` words each: the number of a call, which its result replaces, five
 /// arguments, and whether another entry follows.
 pub const SCRIPT_AT: u64 = 24;
 /// Where a task is after the last call of a script.
