@@ -152,3 +152,26 @@ fn a_queue_of_somebody_else_is_left_alone() {
     };
     assert_eq!(gone, -1);
 }
+
+/// Adjustments are asked for one semaphore after the other, while its value changes and comes back.
+#[test]
+fn a_set_that_others_use_all_the_time_is_not_taken_for_the_tree_s() {
+    const OTHERS: &str = r#"
+        use IPC::SysV qw(IPC_CREAT IPC_PRIVATE IPC_RMID);
+        my $sems = semget(IPC_PRIVATE, 3, IPC_CREAT | 0600);
+        print "READY\n";
+        until (-e "stop") { for my $n (0, 1, 2) { semop($sems, pack("sss", $n, 1, 0)) && semop($sems, pack("sss", $n, -1, 0)) or die for 1 .. 99 } }
+        print semctl($sems, 0, IPC_RMID, 0) ? "PASS\n" : "FAIL\n";
+    "#;
+    if !can_thaw() {
+        return;
+    }
+    let dir = common::scratch();
+    let others = common::Program::perl(OTHERS, dir.path());
+    for _ in 0..10 {
+        let Some(left) = Left::behind() else { return };
+        left.goes_on();
+    }
+    std::fs::write(dir.path().join("stop"), "").expect("the directory takes a file");
+    others.expect_pass();
+}
