@@ -107,12 +107,15 @@ pub fn sched_getaffinity(tid: i32) -> nix::Result<Vec<u8>> {
     Ok(mask)
 }
 
-/// ioprio_get(2) of a thread.
+/// ioprio_get(2) of a thread; 0 without a class, with which kernels before Linux 5.18 show a level that none takes (get_task_ioprio(),
+/// block/ioprio.c).
 pub fn ioprio_get(tid: i32) -> nix::Result<u32> {
     const IOPRIO_WHO_PROCESS: i32 = 1;
+    const IOPRIO_CLASS_SHIFT: u32 = 13;
     // SAFETY: takes and returns numbers only.
     let rc = unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid) };
-    Errno::result(rc).map(|value| value as u32)
+    let value = Errno::result(rc)? as u32;
+    Ok(if value >> IOPRIO_CLASS_SHIFT == 0 { 0 } else { value })
 }
 
 /// What kcmp(2) compares that belongs to a task as a whole.
