@@ -71,6 +71,14 @@ pub fn describe(facts: Facts) -> Result<Described, Refused> {
         }
         let untold = member.process.untold.iter();
         warnings.extend(untold.map(|note| format!("pid {}: {note}", member.pid)));
+        let threads = member.threads.iter().map(|facts| &facts.thread);
+        warnings.extend(threads.filter(|thread| thread.in_vdso).map(|thread| {
+            format!(
+                "pid {}: thread {} is in the middle of a function of [vdso], or handles a signal that came there: this image thaws under \
+                 the same kernel only",
+                member.pid, thread.tid
+            )
+        }));
     }
     let parts = facts.members.into_iter().zip(memories).zip(exes);
     let shares = |index: usize| (facts.descriptors.table_of[index], facts.directories[index] as u32);

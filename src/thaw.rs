@@ -29,7 +29,7 @@ use crate::image::read::{Group, Reader};
 use crate::image::state::{Process, Snapshot};
 use crate::refusal::{Refusal, Refused};
 use crate::resurrect::plan::{Plan, Session, Wishes, plan, rights};
-use crate::resurrect::{GoesOn, Inherited, MappedFds, Tree};
+use crate::resurrect::{GoesOn, Inherited, MappedFds, Tree, Vdso, redirect};
 use crate::sysv::{Kept, objects, segments, semaphores};
 use control_groups::Groups;
 use copies::Copies;
@@ -125,15 +125,18 @@ fn thaw_from<R: Read>(
     options: &Options,
     progress: Progress<'_>,
 ) -> Result<Thawed> {
-    let snapshot = decode(&mut reader)?;
+    let mut snapshot = decode(&mut reader)?;
+    let vdso = Vdso::own()?;
+    let mut redirected = redirect(&mut snapshot, &vdso);
     if options.new_pid_namespace {
         namespace::enter(&snapshot)?;
     }
-    let decided = decide(&snapshot, owner, options)?;
-    let mut warnings = Vec::new();
+    let against = std::mem::take(&mut redirected.refusals);
+    let decided = decide(&snapshot, against, owner, options)?;
+    let mut warnings: Vec<String> = redirected.note.iter().cloned().collect();
     warnings.extend_from_slice(&decided.warnings);
 
-    let mut made = trust::with_rights_over_files(owner, options.trust, || make(&snapshot, decided))??;
+    let mut made = trust::with_rights_over_files(owner, options.trust, || make(&snapshot, decided, vdso, redirected))??;
     let renumbered = made.ptys.iter().zip(&snapshot.ptys);
     warnings.extend(renumbered.filter_map(|(made, wanted)| made.note(wanted)));
     let copies = Copies::of(made.shared_memory.take_writers());
@@ -304,7 +307,13 @@ struct Decided {
 }
 
 /// All that stands against the thaw, at once; nothing has been made yet.
-fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -> Result<Decided> {
+/// `refusals` are there already.
+fn decide(
+    snapshot: &Snapshot,
+    mut refusals: Vec<Refusal>,
+    owner: Option<trust::Owner>,
+    options: &Options,
+) -> Result<Decided> {
     let machine = machine::look(snapshot)?;
     let Screen { terminal, relay, pump } = Screen::choose(snapshot, options.tty.as_ref(), options.detach)?;
     let given = options.inherit.iter().map(|(label, file)| {
@@ -322,7 +331,7 @@ fn decide(snapshot: &Snapshot, owner: Option<trust::Owner>, options: &Options) -
         detach: options.detach,
         clock: options.clock,
     };
-    let mut refusals = trust::against(snapshot, owner, options.trust);
+    refusals.extend(trust::against(snapshot, owner, options.trust));
     let mut warnings = checked.warnings;
     warnings.extend(notes);
     warnings.extend(machine.surroundings.warning(snapshot));

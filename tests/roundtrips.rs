@@ -42,6 +42,7 @@ mod threads {
     roundtrip!(held, "threads/held.c");
     roundtrip!(hundred, "threads/hundred.c");
     roundtrip!(in_vdso, "threads/in_vdso.c");
+    roundtrip!(in_vdso_handler, "threads/in_vdso_handler.c");
     roundtrip!(join, "threads/join.c");
     roundtrip!(locks, "threads/locks.c");
     roundtrip!(masks, "threads/masks.c");

@@ -1,11 +1,12 @@
 //! What differs by CPU, behind one contract: each folder offers the same names. The only place that asks for the target's.
 //!
 //! - `Registers`: the general registers (NT_PRSTATUS), with the system call convention.
-//! - `REGSETS`: the ELF notes of all other register sets to carry.
+//! - `REGSETS`: the ELF notes of all other register sets to carry; `OPTIONAL_REGSETS` and `DEFAULT_REGSETS`: those that not all have.
 //! - `unsupported_features`: what a register set needs and this CPU lacks, by name.
 //! - `task_size`, `NAME`, `ELF_MACHINE`.
 //! - `CPU_FEATURES_LINE`, `matters`: which of the CPU's features programs choose their code by.
 //! - `SLOT_LEN`, `as_resumed` and what a `Slot` can do: the way home of a task whose registers are on loan.
+//! - `VDSO_FUNCTIONS`, `jump`, `call`, `random`: what `[vdso]` offers, and code to stand there instead; `is_context`: what tells a signal frame.
 //! - `LOST_IN_CALLS`, `FORGET_SYSCALL`, `SYSCALL_STOPS_CHANGE_REGISTERS`, `MAP_VDSO`, `PROT_BY_FLAG`: what its kernel does otherwise.
 //!
 //! Beside the folders stands what they have in common: `may_be_reissued`, which calls that gave EINTR without a handler may be issued again;
@@ -21,6 +22,7 @@ mod cpuinfo;
 pub mod registers;
 mod signal;
 mod slot;
+pub mod vdso;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 

@@ -19,6 +19,7 @@ pub fn clocks(dir: &ProcDir) -> Result<Clocks> {
     Ok(Clocks {
         realtime_ns: now(ClockId::CLOCK_REALTIME)?,
         monotonic_ns: monotonic()? - ours.monotonic_ns + theirs.monotonic_ns,
+        monotonic_raw_ns: now(ClockId::CLOCK_MONOTONIC_RAW)? - ours.monotonic_ns + theirs.monotonic_ns,
         boottime_ns: now(ClockId::CLOCK_BOOTTIME)? - ours.boottime_ns + theirs.boottime_ns,
         monotonic_offset_ns: theirs.monotonic_ns,
         boottime_offset_ns: theirs.boottime_ns,

@@ -11,6 +11,7 @@ mod family;
 mod files;
 mod frozen;
 mod headroom;
+mod in_vdso;
 mod inherited;
 mod labels;
 mod limits;
@@ -144,7 +145,7 @@ pub fn collect(tree: &mut StoppedTree, pages: Pages<'_>, embed: Embed) -> Result
     }
     let (objects, files) = shared.into_parts();
     let facts = Facts {
-        host: process::host(&vdso(&members, tree.processes())?)?,
+        host: process::host(vdso(&members, tree.processes())?)?,
         clocks,
         kernel_areas: kernel_areas()?,
         members,
@@ -244,6 +245,11 @@ fn threads(
         security_label: labels::security_label(dir)?,
         login_uid: labels::login_uid(dir)?,
         namespaces,
+        handler_stacks: answers
+            .iter()
+            .map(|answers| answers.sigaltstack)
+            .filter(|stack| stack.size > 0)
+            .collect(),
     };
     let mut answers = answers.into_iter();
     let each = process.threads().iter().zip(restrictions);

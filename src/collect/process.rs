@@ -77,7 +77,7 @@ pub fn place(dir: &ProcDir, link: &str) -> Result<Place> {
 }
 
 /// This machine; `vdso` is the content of `[vdso]` in the process.
-pub fn host(vdso: &[u8]) -> Result<Host> {
+pub fn host(vdso: Vec<u8>) -> Result<Host> {
     let uname = nix::sys::utsname::uname().context("uname")?;
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read boot_id")?;
     Ok(Host {
@@ -85,7 +85,7 @@ pub fn host(vdso: &[u8]) -> Result<Host> {
         hostname: uname.nodename().to_string_lossy().into_owned(),
         kernel_release: uname.release().to_string_lossy().into_owned(),
         boot_id: boot_id.trim().into(),
-        vdso_hash: xxhash_rust::xxh3::xxh3_64(vdso),
+        vdso,
         cpu_features: crate::arch::cpu_features().context("/proc/cpuinfo")?,
     })
 }

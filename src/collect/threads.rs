@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use super::asked::ThreadAnswers;
 use super::control_groups::control_groups;
 use super::facts::ThreadFacts;
+use super::in_vdso;
 use super::labels;
 use super::proc::ProcDir;
 use super::process;
@@ -15,7 +16,7 @@ use super::task_flags::TaskFlags;
 use super::waits;
 use crate::arch::Interrupted;
 use crate::image::state::{ControlGroup, Dispatch, Filter, ThreadSettings};
-use crate::image::state::{Credentials, RegSet, Thread, TimedWait};
+use crate::image::state::{Credentials, RegSet, SigAltStack, Thread, TimedWait};
 use crate::sys::process::{self as sys, Shared};
 use crate::tracer::{self, ProcessMemory, StoppedProcess, StoppedThread};
 
@@ -117,6 +118,8 @@ pub struct Look<'a> {
     /// Logging in is done before there are threads (pam_loginuid(8)).
     pub login_uid: u32,
     pub namespaces: &'a Namespaces,
+    /// Of all threads (sigaltstack(2)).
+    pub handler_stacks: Vec<SigAltStack>,
 }
 
 impl Look<'_> {
@@ -167,6 +170,7 @@ impl Look<'_> {
                 login_uid: self.login_uid,
             },
             timed_wait,
+            in_vdso: in_vdso::is_in_vdso(self.process, stopped.regs(), answers.sigaltstack, &self.handler_stacks),
         };
         let leader = self.process.pid().as_raw();
         // Not where the kernel cannot tell.

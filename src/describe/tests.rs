@@ -73,6 +73,7 @@ fn thread() -> ThreadFacts {
         scheduling: Scheduling::default(),
         settings: ThreadSettings::default(),
         timed_wait: None,
+        in_vdso: false,
     };
     ThreadFacts {
         thread,
@@ -137,7 +138,7 @@ fn facts(mappings: Vec<Mapping>) -> Facts {
             kernel_release: String::new(),
             boot_id: String::new(),
             cpu_features: Vec::new(),
-            vdso_hash: 0,
+            vdso: Vec::new(),
         },
         clocks: Clocks::default(),
         kernel_areas: kernel_areas(),

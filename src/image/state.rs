@@ -62,8 +62,9 @@ pub struct Host {
     pub kernel_release: String,
     /// /proc/sys/kernel/random/boot_id.
     pub boot_id: String,
-    /// xxh3 of the bytes of `[vdso]`: equal on the same kernel build.
-    pub vdso_hash: u64,
+    /// The content of `[vdso]`: equal under the same kernel build on the same kind of CPU. Empty where no process has one.
+    #[serde(with = "serde_bytes")]
+    pub vdso: Vec<u8>,
     /// Features of the CPU by which programs choose their code, as /proc/cpuinfo calls them.
     pub cpu_features: Vec<String>,
 }
@@ -73,6 +74,7 @@ pub struct Host {
 pub struct Clocks {
     pub realtime_ns: i64,
     pub monotonic_ns: i64,
+    pub monotonic_raw_ns: i64,
     pub boottime_ns: i64,
     /// Offsets of the processes' time namespace (time_namespaces(7)), included in the values above.
     pub monotonic_offset_ns: i64,
@@ -360,6 +362,8 @@ pub struct Thread {
     pub settings: ThreadSettings,
     /// A timed call that the thread was caught in, so that it goes on with the time it had left.
     pub timed_wait: Option<TimedWait>,
+    /// In the middle of a function of `[vdso]`, or in a handler of a signal that came there: it goes on only with the same `[vdso]`.
+    pub in_vdso: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

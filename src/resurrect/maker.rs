@@ -146,6 +146,7 @@ impl<'a> Maker<'a> {
                 let mappings = self.mappings(index);
                 self.process(index)?.trim(&mappings)?;
             }
+            self.process(index)?.redirect()?;
         }
         Ok(())
     }

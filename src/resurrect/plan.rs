@@ -20,8 +20,6 @@ use crate::refusal::Refusal;
 pub struct Machine {
     pub boot_id: String,
     pub clocks: HostClocks,
-    pub kernel_release: String,
-    pub vdso_hash: u64,
     pub pid_max: i32,
     /// Whether set_tid of clone3(2) is allowed: CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN.
     pub can_choose_pids: bool,
@@ -120,7 +118,7 @@ pub fn plan(snapshot: &Snapshot, machine: &Machine, wishes: Wishes) -> Result<Pl
     refusals.extend(against_cpu(first, machine));
     refusals.extend(time_offsets.and_then(|_| against_clocks(first, machine)));
     for process in &snapshot.processes {
-        refusals.extend(against_kernel(snapshot, process, machine));
+        refusals.extend(against_kernel(process));
         refusals.extend(against_mappings(process, machine));
         refusals.extend(against_limits(process, machine));
         refusals.extend(rights::against(process, machine));
@@ -197,7 +195,7 @@ fn against_ids(snapshot: &Snapshot, machine: &Machine) -> Vec<Refusal> {
     refusals
 }
 
-fn against_kernel(snapshot: &Snapshot, process: &Process, machine: &Machine) -> Option<Refusal> {
+fn against_kernel(process: &Process) -> Option<Refusal> {
     let has_vdso = process
         .memory
         .vmas
@@ -207,19 +205,7 @@ fn against_kernel(snapshot: &Snapshot, process: &Process, machine: &Machine) -> 
         let reason = "has no [vdso], through which the last call of a thaw is made";
         return Some(Refusal::new(process.pid, "its memory", reason, ""));
     }
-    if snapshot.host.vdso_hash == machine.vdso_hash {
-        return None;
-    }
-    let reason = format!(
-        "is not that of this kernel: the image was made on Linux {}, this is Linux {}",
-        snapshot.host.kernel_release, machine.kernel_release
-    );
-    Some(Refusal::new(
-        process.pid,
-        "[vdso]",
-        reason,
-        "thaw it on a machine with that kernel and the same kind of CPU",
-    ))
+    None
 }
 
 /// One refusal speaks for all threads: they ran on the same CPU.

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
@@ -17,9 +18,8 @@ use super::stage::Stage;
 use super::threads::Inherited;
 use super::uffd::{UFFD_USER_MODE_ONLY, Uffd};
 use super::vdso;
-use crate::arch;
 use crate::fd::OwnerCall;
-use crate::image::state::{Backing, Process};
+use crate::image::state::Process;
 use crate::sys::fds;
 use crate::tracer::Stopped;
 
@@ -36,8 +36,10 @@ pub struct Parts<'a> {
     pub moves: Option<Vec<Move>>,
     pub owner_calls: Vec<OwnerCall>,
     pub inherited: &'a Inherited,
-    /// A `syscall` instruction in the image's `[vdso]`.
+    /// Where a system call instruction of this kernel's `[vdso]` is in it.
     pub vdso_syscall: u64,
+    /// What is to be in its memory, and where, instead of the `[vdso]` of the freeze.
+    pub redirected: Option<&'a (u64, Vec<u8>)>,
     /// It is in a session that was begun for the image.
     pub new_session: bool,
     /// Of one that leads a session with a controlling terminal: that.
@@ -93,6 +95,14 @@ impl Rebuilt<'_> {
         script.run()
     }
 
+    /// Once all others are there that have its memory from it.
+    pub(super) fn redirect(&self) -> Result<()> {
+        let Some((at, code)) = self.parts.redirected else {
+            return Ok(());
+        };
+        self.memory.write_all_at(code, *at).context("write the old [vdso]")
+    }
+
     /// The door for memory's content. It works from any thread, while the process stays stopped.
     pub(super) fn fill(&mut self, jobs: usize) -> Result<ProcessFill> {
         let uffd = self.userfaultfd()?;
@@ -146,32 +156,4 @@ fn parse_map_line(line: &str) -> Option<Mapping> {
         name,
         u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?,
     ))
-}
-
-/// Address in the image of a system call instruction of this kernel's `[vdso]`.
-pub fn vdso_syscall(process: &Process, own_vdso: &[u8]) -> Result<u64> {
-    let is_vdso = |backing: &Backing| matches!(backing, Backing::Kernel(name) if name == "[vdso]");
-    let vdso = process
-        .memory
-        .vmas
-        .iter()
-        .find(|vma| is_vdso(&vma.backing))
-        .context("the image has no [vdso]")?;
-    let at = own_vdso
-        .windows(arch::SYSCALL_INSTRUCTION.len())
-        .position(|bytes| bytes == arch::SYSCALL_INSTRUCTION);
-    Ok(vdso.start + at.context("the [vdso] has no system call instruction")? as u64)
-}
-
-/// The bytes of our own `[vdso]`: the same in all processes under this kernel.
-pub fn own_vdso() -> Result<Vec<u8>> {
-    let map = memory_map(Pid::this())?;
-    let (_, range) = map
-        .into_iter()
-        .find(|(name, _)| name == "[vdso]")
-        .context("this process has no [vdso]")?;
-    let mut bytes = vec![0; (range.end - range.start) as usize];
-    let memory = File::open("/proc/self/mem").context("open /proc/self/mem")?;
-    std::os::unix::fs::FileExt::read_exact_at(&memory, &mut bytes, range.start).context("read our [vdso]")?;
-    Ok(bytes)
 }

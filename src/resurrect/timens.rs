@@ -28,6 +28,7 @@ pub enum ClockPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostClocks {
     pub monotonic_ns: i64,
+    pub monotonic_raw_ns: i64,
     pub boottime_ns: i64,
     /// Of our own time namespace, which the program is born into where none is made for it.
     pub own_offsets: TimeOffsets,
@@ -38,8 +39,10 @@ pub struct HostClocks {
 /// On the same boot a program that had offsets keeps them. On another boot boot-time and monotonic clock go on from the freeze:
 /// there is no telling how long the gap was by those clocks, and neither may run backwards.
 pub fn offsets(image: &Clocks, same_boot: bool, now: HostClocks, policy: ClockPolicy) -> Option<TimeOffsets> {
+    // One offset serves both monotonic clocks, between which lies what adjtimex(2) made of the one.
+    let raw = image.monotonic_raw_ns.saturating_sub(now.monotonic_raw_ns);
     let continued = TimeOffsets {
-        monotonic_ns: image.monotonic_ns.saturating_sub(now.monotonic_ns),
+        monotonic_ns: image.monotonic_ns.saturating_sub(now.monotonic_ns).max(raw),
         boottime_ns: image.boottime_ns.saturating_sub(now.boottime_ns),
     };
     let offsets = match policy {
@@ -74,6 +77,7 @@ mod tests {
 
     const NOW: HostClocks = HostClocks {
         monotonic_ns: 5_000,
+        monotonic_raw_ns: 4_900,
         boottime_ns: 6_000,
         own_offsets: TimeOffsets {
             monotonic_ns: 0,
@@ -84,6 +88,7 @@ mod tests {
     fn image(monotonic_ns: i64, offset: i64) -> Clocks {
         Clocks {
             monotonic_ns,
+            monotonic_raw_ns: monotonic_ns - 100,
             boottime_ns: monotonic_ns,
             monotonic_offset_ns: offset,
             boottime_offset_ns: offset,
@@ -110,6 +115,16 @@ mod tests {
         assert_eq!(offsets(&image(100_000, 3), false, NOW, ClockPolicy::Auto), wanted);
         assert_eq!(offsets(&image(100_000, 3), true, NOW, ClockPolicy::Continue), wanted);
         assert_eq!(offsets(&image(100_000, 3), false, NOW, ClockPolicy::Host), None);
+    }
+
+    #[test]
+    fn the_raw_monotonic_clock_does_not_go_back_either() {
+        let image = Clocks {
+            monotonic_raw_ns: 100_000,
+            ..image(100_000, 0)
+        };
+        let found = offsets(&image, false, NOW, ClockPolicy::Auto).map(|offsets| offsets.monotonic_ns);
+        assert_eq!(found, Some(95_100));
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! The kernel's own mappings, `[vdso]` and what belongs to it, at the place that they have in the image.
 #![deny(unsafe_code)]
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use anyhow::{Context, Result, ensure};
 use nix::unistd::Pid;
 
@@ -10,14 +13,91 @@ use super::script::Script;
 use super::stage::Stage;
 use crate::arch;
 use crate::image::ranges::Range;
-use crate::image::state::{Backing, Memory, Process};
+use crate::image::state::{Backing, Memory, Process, VmFlags, Vma};
+
+/// The `[vdso]` of this kernel, the same in all processes, and what is mapped with it.
+#[derive(Debug)]
+pub struct Vdso {
+    pub bytes: Vec<u8>,
+    /// Counted from the lowest.
+    set: Vec<KernelMapping>,
+}
+
+impl Vdso {
+    /// Our own.
+    pub fn own() -> Result<Self> {
+        let own = of_task(Pid::this())?;
+        let lowest = own.first().map_or(0, |(_, start, _)| *start);
+        let set = own
+            .iter()
+            .map(|(name, start, end)| (name.clone(), start - lowest, end - lowest));
+        let vdso = place_of("[vdso]", &own)?;
+        let mut bytes = vec![0; (vdso.end - vdso.start) as usize];
+        let memory = File::open("/proc/self/mem").context("open /proc/self/mem")?;
+        memory
+            .read_exact_at(&mut bytes, vdso.start)
+            .context("read our [vdso]")?;
+        Ok(Vdso {
+            bytes,
+            set: set.collect(),
+        })
+    }
+
+    /// Of the whole set.
+    pub fn set_len(&self) -> u64 {
+        self.set.iter().map(|(_, _, end)| *end).max().unwrap_or(0)
+    }
+
+    /// Where `[vdso]` itself is in the set.
+    pub fn vdso_at(&self) -> u64 {
+        place_of("[vdso]", &self.set).map_or(0, |range| range.start)
+    }
+
+    /// The mappings of a set that begins at `start`.
+    pub fn set_at(&self, start: u64) -> impl Iterator<Item = Vma> {
+        self.set.iter().map(move |(name, from, to)| {
+            let (prot, codes) = match name.as_str() {
+                "[vdso]" => (5, [*b"rd", *b"ex"]),
+                _ => (1, [*b"rd", *b"mr"]),
+            };
+            Vma {
+                start: start + from,
+                end: start + to,
+                prot,
+                shared: false,
+                backing: Backing::Kernel(name.clone()),
+                flags: VmFlags(codes.to_vec()),
+                name: Vec::new(),
+                guards: Vec::new(),
+                huge: Vec::new(),
+                policy: None,
+                inherited: Vec::new(),
+                resident: 0,
+            }
+        })
+    }
+
+    /// Address of a system call instruction in a process that has this `[vdso]`.
+    pub fn syscall_in(&self, process: &Process) -> Result<u64> {
+        let vdso = place_of("[vdso]", &wanted(&process.memory)).context("the image has no [vdso]")?;
+        let at = self
+            .bytes
+            .windows(arch::SYSCALL_INSTRUCTION.len())
+            .position(|bytes| bytes == arch::SYSCALL_INSTRUCTION);
+        Ok(vdso.start + at.context("the [vdso] has no system call instruction")? as u64)
+    }
+}
 
 /// A mapping of the kernel's own in a task: name, start, end.
 type KernelMapping = (String, u64, u64);
 
 fn kernel_mappings(process: &Process) -> Result<Vec<KernelMapping>> {
+    of_task(Pid::from_raw(process.pid))
+}
+
+fn of_task(pid: Pid) -> Result<Vec<KernelMapping>> {
     let is_kernels = |name: &str| name.starts_with("[v") && name != "[vsyscall]";
-    let map = memory_map(Pid::from_raw(process.pid))?.into_iter();
+    let map = memory_map(pid)?.into_iter();
     let kernels = map.filter(|(name, _)| is_kernels(name));
     Ok(kernels.map(|(name, range)| (name, range.start, range.end)).collect())
 }

@@ -6,17 +6,16 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::arch;
 use crate::collect::{ProcDir, Status, TaskFlags, clocks, limits, login_uid, scheduling, security_label};
 use crate::image::state::ThreadSettings;
 use crate::image::state::{Credentials, Snapshot};
 use crate::refusal::Refusal;
+use crate::resurrect::Inherited;
 use crate::resurrect::plan::settings::Surroundings;
 use crate::resurrect::plan::{Machine, Taken};
 use crate::resurrect::timens::{HostClocks, TimeOffsets};
-use crate::resurrect::{Inherited, own_vdso};
 use crate::sys::settings;
 
 const CAP_SYS_ADMIN: u64 = 1 << 21;
@@ -37,11 +36,10 @@ pub fn look(snapshot: &Snapshot) -> Result<Machine> {
         boot_id: read_line("/proc/sys/kernel/random/boot_id")?,
         clocks: HostClocks {
             monotonic_ns: clocks.monotonic_ns - offsets.monotonic_ns,
+            monotonic_raw_ns: clocks.monotonic_raw_ns - offsets.monotonic_ns,
             boottime_ns: clocks.boottime_ns - offsets.boottime_ns,
             own_offsets: offsets,
         },
-        kernel_release: read_line("/proc/sys/kernel/osrelease")?,
-        vdso_hash: xxh3_64(&own_vdso()?),
         pid_max: read_line("/proc/sys/kernel/pid_max")?
             .parse()
             .context("kernel.pid_max")?,

@@ -12,12 +12,14 @@ use super::{Decided, copies};
 use crate::fd::{self, MadePty, MadeQueue, OwnerCall, Pump, ReopenContext};
 use crate::image::state::{Process, Snapshot};
 use crate::resurrect::plan::{Plan, Session};
-use crate::resurrect::{self, Inherited, MappedFds, Move, Parts, SharedMemory, Tree};
+use crate::resurrect::{Inherited, MappedFds, Move, Parts, Redirected, SharedMemory, Tree, Vdso};
 use crate::sysv::{Kept, objects};
 
 /// What is made in our own descriptor table, from where the program inherits it.
 pub(super) struct Made {
     pub plan: Plan,
+    pub vdso: Vdso,
+    pub redirected: Redirected,
     pub inherited: Inherited,
     pub files: MappedFiles,
     pub groups: Groups,
@@ -32,7 +34,7 @@ pub(super) struct Made {
     pub relay: Option<Relay>,
 }
 
-pub(super) fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
+pub(super) fn make(snapshot: &Snapshot, decided: Decided, vdso: Vdso, redirected: Redirected) -> Result<Made> {
     let files = decided.files.copies();
     let shared_memory = SharedMemory::make(snapshot, |object| {
         files.contains(&object) || copies::is_mapped(snapshot, object)
@@ -54,6 +56,8 @@ pub(super) fn make(snapshot: &Snapshot, decided: Decided) -> Result<Made> {
     files.complete(&shared_memory)?;
     Ok(Made {
         plan,
+        vdso,
+        redirected,
         inherited,
         files,
         groups,
@@ -75,7 +79,7 @@ pub(super) fn tree_to_make<'a>(
     mapped: &'a MappedFds<'a>,
     jobs: usize,
 ) -> Result<Tree<'a>> {
-    let (own_vdso, mut owner_calls) = (resurrect::own_vdso()?, fd::relink(snapshot)?);
+    let mut owner_calls = fd::relink(snapshot)?;
     let parts = snapshot.processes.iter().map(|process| {
         let mut later = snapshot
             .processes
@@ -86,7 +90,7 @@ pub(super) fn tree_to_make<'a>(
             true => None,
             false => Some(std::mem::take(&mut owner_calls[process.fd_table as usize])),
         };
-        parts_of(snapshot, made, mapped, process, calls, &own_vdso)
+        parts_of(snapshot, made, mapped, process, calls)
     });
     let mut inherited: Vec<BorrowedFd<'a>> = made.descriptions.iter().map(AsFd::as_fd).collect();
     inherited.extend(made.files.all());
@@ -102,7 +106,6 @@ fn parts_of<'a>(
     mapped: &'a MappedFds<'a>,
     process: &'a Process,
     owner_calls: Option<Vec<OwnerCall>>,
-    own_vdso: &[u8],
 ) -> Result<Parts<'a>> {
     let table = &snapshot.fd_tables[process.fd_table as usize];
     let moves = table.entries.iter().map(|entry| Move {
@@ -120,7 +123,8 @@ fn parts_of<'a>(
         moves: owner_calls.is_some().then(|| moves.collect()),
         owner_calls: owner_calls.unwrap_or_default(),
         inherited: &made.inherited,
-        vdso_syscall: resurrect::vdso_syscall(process, own_vdso)?,
+        vdso_syscall: made.vdso.syscall_in(process)?,
+        redirected: made.redirected.code.get(&process.pid),
         terminal: process.terminal.and_then(|terminal| match terminal.pty {
             Some(index) => made.ptys.get(index as usize).map(MadePty::slave),
             None => made.terminal.as_ref().map(AsFd::as_fd),

@@ -2,14 +2,16 @@
 
 use std::io;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::unistd::Pid;
 
 use super::proc::ProcDir;
 use super::thread::StoppedThread;
-use super::way_home::DeadBytes;
+use super::way_home::{DeadBytes, Vdso};
 use super::{ProcessMemory, Stop};
+use crate::arch::Registers;
 
 /// A process all of whose threads are in ptrace-stop. While you hold one, nothing of it runs.
 ///
@@ -22,6 +24,7 @@ pub struct StoppedProcess {
     pub(super) memory: ProcessMemory,
     /// The leader first.
     pub(super) threads: Vec<StoppedThread>,
+    pub(super) vdso: Option<Vdso>,
     /// Where ways home are laid, once one was needed.
     pub(super) dead_bytes: Option<DeadBytes>,
     pub(super) not_send: PhantomData<*const ()>,
@@ -41,9 +44,20 @@ impl StoppedProcess {
         &self.memory
     }
 
+    /// Where the kernel's code is in its memory (vdso(7)).
+    pub fn vdso_code(&self) -> Option<Range<u64>> {
+        self.vdso.as_ref().map(|vdso| vdso.code.clone())
+    }
+
+    /// Whether a thread with these registers is in the middle of a function of it.
+    pub fn is_in_vdso(&self, regs: &Registers) -> bool {
+        let vdso = self.vdso.as_ref();
+        vdso.is_some_and(|vdso| vdso.is_midway(regs, &self.memory))
+    }
+
     /// The content of `[vdso]`, read from `start` on, without what freezers that were killed have left there.
     pub fn blank_left_behind(&self, start: u64, vdso: &mut [u8]) {
-        if let Some(dead) = DeadBytes::of_vdso(&self.proc, &self.memory) {
+        if let Some(dead) = self.vdso.as_ref().and_then(|vdso| vdso.dead) {
             dead.blank_left_behind(start, vdso);
         }
     }

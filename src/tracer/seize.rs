@@ -13,12 +13,11 @@ use super::proc::ProcDir;
 use super::process::StoppedProcess;
 use super::refuse::{self, Candidate};
 use super::thread::StoppedThread;
-use super::way_home::DeadBytes;
 use super::{Error, ProcessMemory, Result, Resume, Running, Stop, Stopped, seize_options};
 use crate::refusal::Refused;
 
 /// How long a thread may take to stop. One that is in vfork(2), or waits for a dead file server, cannot stop before that is over.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Stops every thread of the process, and lets its children go their ways. What stands against it is the error [`Refused`]; then, and on any
 /// other error, the process goes on as it was.
@@ -57,12 +56,12 @@ pub(super) fn seize_leader(pid: Pid, proc: ProcDir) -> anyhow::Result<StoppedPro
 }
 
 /// Half-way to a [`StoppedProcess`]. Dropping it detaches all, stopped ones by being dropped themselves.
-struct Seizure {
-    pid: Pid,
-    proc: ProcDir,
+pub(super) struct Seizure {
+    pub(super) pid: Pid,
+    pub(super) proc: ProcDir,
     known: HashSet<Pid>,
-    running: Unstopped,
-    stopped: Vec<Stopped>,
+    pub(super) running: Unstopped,
+    pub(super) stopped: Vec<Stopped>,
     before: HashMap<Pid, BeforeStop>,
     /// Processes that threads of it made meanwhile.
     children: Nursery,
@@ -194,7 +193,7 @@ impl Seizure {
         }
     }
 
-    fn wait_for_all(&mut self) -> anyhow::Result<()> {
+    pub(super) fn wait_for_all(&mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while let Some(running) = self.running.0.pop() {
             let tid = running.tid();
@@ -284,7 +283,7 @@ impl Seizure {
     fn into_process(mut self) -> anyhow::Result<StoppedProcess> {
         let memory = ProcessMemory::open(&self.proc).with_context(|| format!("open /proc/{}/mem", self.pid))?;
         self.refuse_foreign()?;
-        self.run_out_of_old_slots(&memory)?;
+        let vdso = self.leave_kernels_code(&memory)?;
         let mut threads = Vec::with_capacity(self.stopped.len());
         let mut clocks = SchedulerClocks::default();
         for task in self.stopped.drain(..) {
@@ -302,6 +301,7 @@ impl Seizure {
             proc: self.proc,
             memory,
             threads,
+            vdso,
             dead_bytes: None,
             not_send: PhantomData,
         })
@@ -318,43 +318,11 @@ impl Seizure {
         }
         Ok(())
     }
-
-    /// A freezer that was killed leaves threads on their way home; let them arrive before anything is read.
-    fn run_out_of_old_slots(&mut self, memory: &ProcessMemory) -> anyhow::Result<()> {
-        let Some(dead) = DeadBytes::of_vdso(&self.proc, memory) else {
-            return Ok(());
-        };
-        let deadline = Instant::now() + PATIENCE;
-        while let Some(at) = self.find_in_slots(&dead)? {
-            if Instant::now() > deadline {
-                bail!(
-                    "pid {}: thread {} does not leave an earlier loan",
-                    self.pid,
-                    self.stopped[at].tid()
-                );
-            }
-            let mut task = self.stopped.swap_remove(at);
-            task.resume(Resume::Continue, 0)?;
-            task.interrupt()?;
-            self.running.0.push(task.into_running());
-            self.wait_for_all()?;
-        }
-        Ok(())
-    }
-
-    fn find_in_slots(&self, dead: &DeadBytes) -> anyhow::Result<Option<usize>> {
-        for (at, task) in self.stopped.iter().enumerate() {
-            if dead.contains(task.regs()?.pc()) {
-                return Ok(Some(at));
-            }
-        }
-        Ok(None)
-    }
 }
 
 /// Tasks that were told to stop and have not done so yet.
 #[derive(Default)]
-struct Unstopped(Vec<Running>);
+pub(super) struct Unstopped(pub(super) Vec<Running>);
 
 impl Drop for Unstopped {
     /// Only a stopped task can be detached. One that cannot stop in this time is detached by the kernel when this thread ends

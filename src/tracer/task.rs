@@ -91,7 +91,7 @@ impl Stopped {
         self.stop
     }
 
-    /// Resumes by PTRACE_CONT or PTRACE_SYSCALL (`how`), with `signal` (0: none), and waits for the next stop.
+    /// Resumes by PTRACE_CONT, PTRACE_SYSCALL or PTRACE_SINGLESTEP (`how`), with `signal` (0: none), and waits for the next stop.
     pub fn resume_and_wait(&mut self, how: Resume, signal: i32) -> Result<Stop> {
         self.resume(how, signal)?;
         self.wait()
@@ -102,6 +102,7 @@ impl Stopped {
         let (number, name) = match how {
             Resume::Continue => (libc::PTRACE_CONT, "PTRACE_CONT"),
             Resume::ToSyscall => (libc::PTRACE_SYSCALL, "PTRACE_SYSCALL"),
+            Resume::Step => (libc::PTRACE_SINGLESTEP, "PTRACE_SINGLESTEP"),
         };
         request(number, name, self.tid, 0, signal as usize).map(drop)
     }
@@ -246,6 +247,18 @@ impl Stopped {
         Ok(message)
     }
 
+    /// Whether the signal that it is about to get comes from a process, and not from the kernel (PTRACE_GETSIGINFO).
+    pub fn is_signalled_by_process(&self) -> Result<bool> {
+        // SAFETY: siginfo_t is plain data, for which zeros are a value.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let name = "PTRACE_GETSIGINFO";
+        request(libc::PTRACE_GETSIGINFO, name, self.tid, 0, (&raw mut info) as usize)?;
+        // A step over a system call looks as if process 0 had sent it, on some architectures (user_single_step_report(), linux/ptrace.h).
+        // SAFETY: with this code the kernel has set the sender.
+        let by_kill = info.si_code == libc::SI_USER && unsafe { info.si_pid() } != 0;
+        Ok(info.si_code < 0 || by_kill)
+    }
+
     /// The task that this one has just made, where that is why it stopped (PTRACE_O_TRACEFORK, TRACEVFORK, TRACECLONE).
     pub fn newborn(&self) -> Result<Option<Pid>> {
         match self.stop {
@@ -291,6 +304,9 @@ impl Drop for Stopped {
 pub enum Resume {
     Continue,
     ToSyscall,
+    /// For one instruction. Its trap resets what the program has set for SIGTRAP where it blocks or ignores that
+    /// (force_sig_info_to_task(), kernel/signal.c).
+    Step,
 }
 
 #[allow(clippy::cast_lossless)]

@@ -126,6 +126,7 @@ impl StoppedThread {
         }
         for &note in arch::OPTIONAL_REGSETS {
             match self.task.regset(note) {
+                Ok(data) if arch::DEFAULT_REGSETS.contains(&(note, data.as_slice())) => {}
                 Ok(data) => regsets.push(RegSet { note, data }),
                 // Not on this CPU, or not in this kernel (ptrace_regset(), kernel/ptrace.c).
                 Err(error) if matches!(error.errno(), Some(nix::Error::EINVAL | nix::Error::ENODEV)) => {}

@@ -10,7 +10,47 @@ use nix::unistd::Pid;
 use super::elf::{Elf, Segment};
 use super::proc::ProcDir;
 use super::{Error, ProcessMemory, Result};
-use crate::arch::{SLOT_LEN, Slot};
+use crate::arch::vdso::Function;
+use crate::arch::{Registers, SLOT_LEN, SYSCALL_INSTRUCTION, Slot, VDSO_FUNCTIONS};
+
+/// `[vdso]`: the kernel's code in the memory of a process.
+#[derive(Debug, Clone)]
+pub(super) struct Vdso {
+    pub code: std::ops::Range<u64>,
+    /// What follows on its last page, where that is enough.
+    pub dead: Option<DeadBytes>,
+}
+
+impl Vdso {
+    /// Through the auxiliary vector. None where there is none.
+    pub fn find(proc: &ProcDir, memory: &ProcessMemory) -> Option<Self> {
+        let base = vdso_base(&proc.read("auxv").ok()?)?;
+        let (start, end) = dead_tail(base, memory).ok()??;
+        let dead = DeadBytes { start, end };
+        Some(Vdso {
+            code: base..start,
+            dead: (dead.slots() > 0).then_some(dead),
+        })
+    }
+
+    /// Whether a thread is in a function that works on the kernel's data. Behind a system call it is not: those that read clocks make one only where
+    /// they cannot tell the time themselves, and return what it says (clock_gettime_fallback() and its like, lib/vdso/gettimeofday.c).
+    pub fn is_midway(&self, regs: &Registers, memory: &ProcessMemory) -> bool {
+        self.code.contains(&regs.pc()) && !is_behind_its_call(regs, memory)
+    }
+}
+
+fn is_behind_its_call(regs: &Registers, memory: &ProcessMemory) -> bool {
+    let mut instruction = vec![0; SYSCALL_INSTRUCTION.len()];
+    let at = regs.pc().saturating_sub(instruction.len() as u64);
+    let is_own = |function: &Function| match function {
+        Function::Call(number) => regs.number_before() == u64::try_from(*number).ok(),
+        Function::Random | Function::Itself => false,
+    };
+    VDSO_FUNCTIONS.iter().any(|(_, function)| is_own(function))
+        && memory.read_at(at, &mut instruction).is_ok()
+        && instruction == SYSCALL_INSTRUCTION
+}
 
 /// Dead bytes of an executable page: after the last section of `[vdso]`, or after the segment of a mapped file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,25 +79,17 @@ const PAGE: u64 = 4096;
 const AT_SYSINFO_EHDR: u64 = 33;
 
 impl DeadBytes {
-    /// The tail of `[vdso]`, found through the auxiliary vector. None where there is no vDSO or no room in it.
-    pub fn of_vdso(proc: &ProcDir, memory: &ProcessMemory) -> Option<Self> {
-        let base = vdso_base(&proc.read("auxv").ok()?)?;
-        let (start, end) = dead_tail(base, memory).ok()??;
-        let dead = DeadBytes { start, end };
-        (dead.slots() > 0).then_some(dead)
-    }
-
     /// Finds a place: `[vdso]`, else the last page of an executable private file mapping.
     pub fn find(pid: Pid, proc: &ProcDir, memory: &ProcessMemory) -> Result<Self> {
         let lines = proc
             .read_text("maps")
             .map_err(|error| Error::memory(pid, "/proc/PID/maps", &error))?;
-        let vdso = Self::of_vdso(proc, memory).filter(|dead| {
+        let tail = Vdso::find(proc, memory).and_then(|vdso| vdso.dead).filter(|dead| {
             lines
                 .lines()
                 .any(|line| line.ends_with("[vdso]") && maps_range(line).is_some_and(|m| m.has(dead)))
         });
-        vdso.into_iter()
+        tail.into_iter()
             .chain(lines.lines().filter_map(|line| file_tail(line, proc)))
             .find(|dead| dead.is_dead(memory))
             .ok_or_else(|| Error::Unexpected {

@@ -146,7 +146,7 @@ pub fn snapshot(looked: Looked, shared_objects: Vec<cryopod::image::state::Share
         hostname: String::new(),
         kernel_release: String::new(),
         boot_id: String::new(),
-        vdso_hash: 0,
+        vdso: Vec::new(),
         cpu_features: Vec::new(),
     };
     Snapshot {

@@ -21,12 +21,13 @@ pub fn snapshot(heap: u64, object: u64) -> Snapshot {
             hostname: "host".into(),
             kernel_release: "6.18".into(),
             boot_id: "5fbd3d34-6a5c-4a0c-a0bb-1b3d9d5f1f0f".into(),
-            vdso_hash: 7,
+            vdso: vec![7],
             cpu_features: vec!["sse2".into(), "avx2".into()],
         },
         clocks: Clocks {
             realtime_ns: 1_700_000_000_000_000_000,
             monotonic_ns: 5,
+            monotonic_raw_ns: 4,
             ..Clocks::default()
         },
         processes: vec![process(heap, object)],
@@ -285,6 +286,7 @@ fn thread(tid: i32, name: &str) -> Thread {
             number: 230,
             left_ns: 17,
         }),
+        in_vdso: false,
     }
 }
 

@@ -4,11 +4,13 @@ mod clone;
 mod features;
 pub mod probe;
 mod regs;
+mod vdso;
 mod way_home;
 
 pub use clone::{CloneArgs, clone3, raw_syscall};
 pub use features::unsupported_features;
 pub use regs::Registers;
+pub use vdso::{CONTEXT_WORDS, VDSO_FUNCTIONS, call, is_context, jump, random};
 pub use way_home::{CALL_AT, CLONE_AT, RESULTS_AT, SCRIPT_AT, SCRIPT_END_AT, SLOT_LEN, as_resumed};
 
 pub const NAME: &str = "aarch64";
@@ -27,6 +29,8 @@ pub const REGSETS: &[u32] = &[2, 0x401];
 /// What only some CPUs have: NT_ARM_SVE, the keys of pointer authentication (NT_ARM_PACA_KEYS, NT_ARM_PACG_KEYS) and which of them are in
 /// use (NT_ARM_PAC_ENABLED_KEYS), tagged addresses (NT_ARM_TAGGED_ADDR_CTRL).
 pub const OPTIONAL_REGSETS: &[u32] = &[0x405, 0x407, 0x408, 0x40a, 0x409];
+/// Those that every program begins with, which are left out: all keys in use (PR_PAC_GET_ENABLED_KEYS), no tagged addresses.
+pub const DEFAULT_REGSETS: &[(u32, &[u8])] = &[(0x40a, &[0xf, 0, 0, 0, 0, 0, 0, 0]), (0x409, &[0; 8])];
 /// The register set of the thread pointer, where the general registers do not hold it.
 pub const THREAD_POINTER: Option<u32> = Some(0x401);
 /// Signatures of aborts that C libraries use (RSEQ_SIG, sys/rseq.h): `brk #0x45e0`.

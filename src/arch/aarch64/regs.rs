@@ -126,6 +126,11 @@ impl Registers {
         self.call.map(|call| call.number)
     }
 
+    /// The number of the call that it has just returned from, if it stands behind a system call instruction.
+    pub fn number_before(&self) -> Option<u64> {
+        Some(self.words[index::NUMBER])
+    }
+
     /// Makes a call that was restart_syscall(2) the original one again.
     pub fn set_syscall_number(&mut self, number: u64) {
         if let Some(call) = &mut self.call {

@@ -4,12 +4,14 @@ mod clone;
 mod features;
 pub mod probe;
 mod regs;
+mod vdso;
 mod way_home;
 mod xstate;
 
 pub use clone::{CloneArgs, clone3, raw_syscall};
 pub use features::matters;
 pub use regs::Registers;
+pub use vdso::{CONTEXT_WORDS, VDSO_FUNCTIONS, call, is_context, jump, random};
 pub use way_home::{CALL_AT, CLONE_AT, RESULTS_AT, SCRIPT_AT, SCRIPT_END_AT, SLOT_LEN, as_resumed};
 pub use xstate::unsupported_features;
 
@@ -32,6 +34,7 @@ pub const HUGE_PAGE_SIZE: u64 = 2 << 20;
 pub const REGSETS: &[u32] = &[0x202];
 /// No others: all is in the extended state.
 pub const OPTIONAL_REGSETS: &[u32] = &[];
+pub const DEFAULT_REGSETS: &[(u32, &[u8])] = &[];
 /// The register set of the thread pointer, where the general registers do not hold it.
 pub const THREAD_POINTER: Option<u32> = None;
 /// Signatures of aborts that C libraries use (RSEQ_SIG, sys/rseq.h).

@@ -87,6 +87,11 @@ impl Registers {
         (number as i64 >= 0).then_some(number)
     }
 
+    /// The number of the call that it has just returned from, if it stands behind a system call instruction.
+    pub fn number_before(&self) -> Option<u64> {
+        self.syscall_number()
+    }
+
     /// Makes a call that was restart_syscall(2) the original one again.
     pub fn set_syscall_number(&mut self, number: u64) {
         self.0[index::ORIG_RAX] = number;
