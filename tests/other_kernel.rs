@@ -110,6 +110,7 @@ fn a_handler_of_a_signal_that_came_in_the_vdso_is_refused() {
         "{}",
         stderr(&freeze)
     );
+    assert!(!program.wait().success());
     let here = dir.path().join("here.img");
     fs::copy(&image, &here).expect("the directory takes a file");
     rewrite(&image, from_elsewhere);

@@ -6,7 +6,7 @@
 //! - `task_size`, `NAME`, `ELF_MACHINE`.
 //! - `CPU_FEATURES_LINE`, `matters`: which of the CPU's features programs choose their code by.
 //! - `SLOT_LEN`, `as_resumed` and what a `Slot` can do: the way home of a task whose registers are on loan.
-//! - `VDSO_FUNCTIONS`, `jump`, `call`, `random`: what `[vdso]` offers, and code to stand there instead; `is_context`: what tells a signal frame.
+//! - `VDSO_FUNCTIONS`, `jump_code`, `syscall_code`, `getrandom_code`: what `[vdso]` offers, and code to stand there instead; `is_context`: what tells a signal frame.
 //! - `LOST_IN_CALLS`, `FORGET_SYSCALL`, `SYSCALL_STOPS_CHANGE_REGISTERS`, `MAP_VDSO`, `PROT_BY_FLAG`: what its kernel does otherwise.
 //!
 //! Beside the folders stands what they have in common: `may_be_reissued`, which calls that gave EINTR without a handler may be issued again;

@@ -215,7 +215,7 @@ fn room<'a>(processes: impl Iterator<Item = &'a Process>, old: &Range<u64>, len:
         }));
         taken.push(process.memory.layout.start_brk..process.memory.layout.brk);
     }
-    let reaches = |at: &u64| arch::jump(old.start, *at).is_some() && arch::jump(old.end, *at + len).is_some();
+    let reaches = |at: &u64| arch::jump_code(old.start, *at).is_some() && arch::jump_code(old.end, *at + len).is_some();
     const NEAR: u64 = 64 << 20;
     let from = [old.end, old.start.saturating_sub(NEAR)];
     let mut holes = from.into_iter().filter_map(|from| {
@@ -239,9 +239,9 @@ fn lead(old: &[u8], at: u64, entries: &Entries, to: u64, new: &[u8]) -> Result<V
         let code = match (entry.function, there.get(entry.name)) {
             (Function::Itself, _) => continue,
             // Who calls it has a state of the old kernel's layout.
-            (Function::Random, _) => arch::random(),
-            (Function::Call(_), Some(new)) => arch::jump(at + offset, to + new).context("it is too far away")?,
-            (Function::Call(number), None) => arch::call(number),
+            (Function::Random, _) => arch::getrandom_code(),
+            (Function::Call(_), Some(new)) => arch::jump_code(at + offset, to + new).context("it is too far away")?,
+            (Function::Call(number), None) => arch::syscall_code(number),
         };
         let place = usize::try_from(offset)
             .ok()
@@ -256,10 +256,9 @@ fn lead(old: &[u8], at: u64, entries: &Entries, to: u64, new: &[u8]) -> Result<V
 
 /// AT_SYSINFO_EHDR tells who looks later where the kernel's code is.
 fn with_base(auxv: &[u8], base: u64) -> Vec<u8> {
-    const AT_SYSINFO_EHDR: u64 = 33;
     let mut auxv = auxv.to_vec();
     for pair in auxv.chunks_exact_mut(16) {
-        if pair[..8] == AT_SYSINFO_EHDR.to_ne_bytes() {
+        if pair[..8] == libc::AT_SYSINFO_EHDR.to_ne_bytes() {
             pair[8..].copy_from_slice(&base.to_ne_bytes());
         }
     }
@@ -287,8 +286,8 @@ mod tests {
         for (offset, entry) in found {
             let code = match entry.function {
                 Function::Itself => continue,
-                Function::Random => arch::random(),
-                Function::Call(_) => arch::jump(0x7fff_0000, 0x7fff_8000).unwrap(),
+                Function::Random => arch::getrandom_code(),
+                Function::Call(_) => arch::jump_code(0x7fff_0000, 0x7fff_8000).unwrap(),
             };
             expected[offset as usize..][..code.len()].copy_from_slice(&code);
         }
@@ -307,7 +306,7 @@ mod tests {
         )]);
         let own = Vdso::own().unwrap();
         let led = lead(&[0; 64], 0, &found, 0x1000, &own.bytes).unwrap();
-        let code = arch::call(7);
+        let code = arch::syscall_code(7);
         assert_eq!(led[16..][..code.len()], code);
         assert!(lead(&[0; 18], 0, &found, 0x1000, &own.bytes).is_err());
     }

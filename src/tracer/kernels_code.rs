@@ -6,7 +6,8 @@
 use std::time::{Duration, Instant};
 
 use super::seize::{PATIENCE, Seizure};
-use super::way_home::{DeadBytes, Vdso};
+use super::vdso::Vdso;
+use super::way_home::DeadBytes;
 use super::{ProcessMemory, Resume, Stop};
 use anyhow::bail;
 

@@ -28,6 +28,7 @@ mod signal_frames;
 mod task;
 mod thread;
 mod tree;
+mod vdso;
 mod wait;
 mod way_home;
 

@@ -9,7 +9,8 @@ use nix::unistd::Pid;
 
 use super::proc::ProcDir;
 use super::thread::StoppedThread;
-use super::way_home::{DeadBytes, Vdso};
+use super::vdso::Vdso;
+use super::way_home::DeadBytes;
 use super::{ProcessMemory, Stop};
 use crate::arch::Registers;
 

@@ -116,6 +116,7 @@ impl Seizure {
         }
         let before = BeforeStop::read(&self.proc, tid, stat.processor);
         let deadline = Instant::now() + PATIENCE;
+        let mut was_denied = false;
         loop {
             match Running::seize(tid, seize_options()) {
                 Ok(running) => self.interrupt(running)?,
@@ -123,6 +124,11 @@ impl Seizure {
                 Err(error) if error.errno() == Some(nix::Error::EPERM) => {
                     if self.is_being_let_go(tid) && Instant::now() < deadline {
                         std::thread::sleep(Duration::from_millis(1));
+                        continue;
+                    }
+                    // A tracer that was in the way may be gone by the time one looks for it.
+                    if !was_denied && self.tracer_of(tid) == Some(0) {
+                        was_denied = true;
                         continue;
                     }
                     return self.explain_denial(tid);

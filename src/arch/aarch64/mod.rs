@@ -10,7 +10,7 @@ mod way_home;
 pub use clone::{CloneArgs, clone3, raw_syscall};
 pub use features::unsupported_features;
 pub use regs::Registers;
-pub use vdso::{CONTEXT_WORDS, VDSO_FUNCTIONS, call, is_context, jump, random};
+pub use vdso::{CONTEXT_WORDS, VDSO_FUNCTIONS, getrandom_code, is_context, jump_code, syscall_code};
 pub use way_home::{CALL_AT, CLONE_AT, RESULTS_AT, SCRIPT_AT, SCRIPT_END_AT, SLOT_LEN, as_resumed};
 
 pub const NAME: &str = "aarch64";

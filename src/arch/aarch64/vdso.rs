@@ -20,7 +20,7 @@ fn code(instructions: &[u32]) -> Vec<u8> {
 }
 
 /// `b` to an address. None where that is too far.
-pub fn jump(from: u64, to: u64) -> Option<Vec<u8>> {
+pub fn jump_code(from: u64, to: u64) -> Option<Vec<u8>> {
     const REACH: i64 = 128 << 20;
     let distance = to.wrapping_sub(from).cast_signed();
     (-REACH..REACH)
@@ -29,15 +29,15 @@ pub fn jump(from: u64, to: u64) -> Option<Vec<u8>> {
 }
 
 /// `mov x8, #number; svc #0; ret`.
-pub fn call(number: i64) -> Vec<u8> {
+pub fn syscall_code(number: i64) -> Vec<u8> {
     code(&[0xd280_0008 | (number as u32 & 0xffff) << 5, 0xd400_0001, 0xd65f_03c0])
 }
 
 /// As getrandom(2), but -ENOSYS to who asks for the state that vgetrandom takes (fifth argument -1):
 /// `cmn x4, #1; b.eq 1f; (the call) 1: mov x0, #-ENOSYS; ret`.
-pub fn random() -> Vec<u8> {
+pub fn getrandom_code() -> Vec<u8> {
     let mut all = code(&[0xb100_049f, 0x5400_0080]);
-    all.extend(call(libc::SYS_getrandom));
+    all.extend(syscall_code(libc::SYS_getrandom));
     all.extend(code(&[0x9280_0000 | (libc::ENOSYS as u32 - 1) << 5, 0xd65f_03c0]));
     all
 }

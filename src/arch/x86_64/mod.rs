@@ -11,7 +11,7 @@ mod xstate;
 pub use clone::{CloneArgs, clone3, raw_syscall};
 pub use features::matters;
 pub use regs::Registers;
-pub use vdso::{CONTEXT_WORDS, VDSO_FUNCTIONS, call, is_context, jump, random};
+pub use vdso::{CONTEXT_WORDS, VDSO_FUNCTIONS, getrandom_code, is_context, jump_code, syscall_code};
 pub use way_home::{CALL_AT, CLONE_AT, RESULTS_AT, SCRIPT_AT, SCRIPT_END_AT, SLOT_LEN, as_resumed};
 pub use xstate::unsupported_features;
 

@@ -14,21 +14,21 @@ pub const VDSO_FUNCTIONS: &[(&str, Function)] = &[
 ];
 
 /// `jmp` to an address. None where that is too far.
-pub fn jump(from: u64, to: u64) -> Option<Vec<u8>> {
+pub fn jump_code(from: u64, to: u64) -> Option<Vec<u8>> {
     const LEN: u64 = 5;
     let distance = i32::try_from(to.wrapping_sub(from + LEN).cast_signed()).ok()?;
     Some([&[0xe9], &distance.to_le_bytes()[..]].concat())
 }
 
 /// `mov $number, %eax; syscall; ret`. Up to three arguments are where the kernel looks for them.
-pub fn call(number: i64) -> Vec<u8> {
+pub fn syscall_code(number: i64) -> Vec<u8> {
     [&[0xb8], &(number as u32).to_le_bytes()[..], &[0x0f, 0x05, 0xc3]].concat()
 }
 
 /// As getrandom(2), but -ENOSYS to who asks for the state that vgetrandom takes (fifth argument -1):
 /// `cmp $-1, %r8; je 1f; (the call) 1: mov $-ENOSYS, %eax; cltq; ret`.
-pub fn random() -> Vec<u8> {
-    let call = call(libc::SYS_getrandom);
+pub fn getrandom_code() -> Vec<u8> {
+    let call = syscall_code(libc::SYS_getrandom);
     let mut code = vec![0x49, 0x83, 0xf8, 0xff, 0x74, call.len() as u8];
     code.extend(call);
     code.push(0xb8);
