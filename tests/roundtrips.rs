@@ -84,6 +84,7 @@ mod blocked {
     roundtrip!(clock_nanosleep_relative, "blocked/clock_nanosleep_relative.c");
     roundtrip!(epoll_timeout, "blocked/epoll_timeout.c");
     roundtrip!(epoll_wait, "blocked/epoll_wait.c");
+    roundtrip!(epoll_wait_over_frame, "blocked/epoll_wait_over_frame.c");
     roundtrip!(futex, "blocked/futex.c");
     roundtrip!(futex_timeout, "blocked/futex_timeout.c");
     roundtrip!(handler_restarts, "blocked/handler_restarts.c");

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::seize::{PATIENCE, Seizure};
-use super::vdso::Vdso;
+use super::vdso::{Vdso, is_at_a_call};
 use super::way_home::DeadBytes;
 use super::{ProcessMemory, Resume, Stop};
 use anyhow::bail;
@@ -70,7 +70,11 @@ impl Seizure {
                     continue;
                 }
                 let regs = task.regs()?;
+                // Only of what runs: a call that is interrupted twice shows it (epoll_wait(2) gives EINTR).
                 let is_handler = || {
+                    if is_at_a_call(&regs, memory) {
+                        return false;
+                    }
                     let found = memory.contexts(regs.sp(), regs.sp().saturating_add(HANDLERS_FRAMES));
                     found.iter().any(|context| vdso.code.contains(&context.pc))
                 };

@@ -36,15 +36,25 @@ impl Vdso {
 }
 
 fn is_behind_its_call(regs: &Registers, memory: &ProcessMemory) -> bool {
-    let mut instruction = vec![0; SYSCALL_INSTRUCTION.len()];
-    let at = regs.pc().saturating_sub(instruction.len() as u64);
     let is_own = |function: &Function| match function {
         Function::Call(number) => regs.number_before() == u64::try_from(*number).ok(),
         Function::Random | Function::Itself => false,
     };
-    VDSO_FUNCTIONS.iter().any(|(_, function)| is_own(function))
-        && memory.read_at(at, &mut instruction).is_ok()
-        && instruction == SYSCALL_INSTRUCTION
+    VDSO_FUNCTIONS.iter().any(|(_, function)| is_own(function)) && is_a_call(behind(regs), memory)
+}
+
+/// Whether a thread may be in a system call: one stands before its pc or, where the kernel has put that back already, there.
+pub(super) fn is_at_a_call(regs: &Registers, memory: &ProcessMemory) -> bool {
+    is_a_call(behind(regs), memory) || is_a_call(regs.pc(), memory)
+}
+
+fn behind(regs: &Registers) -> u64 {
+    regs.pc().saturating_sub(SYSCALL_INSTRUCTION.len() as u64)
+}
+
+fn is_a_call(at: u64, memory: &ProcessMemory) -> bool {
+    let mut instruction = vec![0; SYSCALL_INSTRUCTION.len()];
+    memory.read_at(at, &mut instruction).is_ok() && instruction == SYSCALL_INSTRUCTION
 }
 
 /// AT_SYSINFO_EHDR of the auxiliary vector (getauxval(3)).
