@@ -22,11 +22,10 @@ pub fn is_in_vdso(
         return false;
     };
     let memory = process.memory();
-    let contexts = |sp, end| memory.contexts(sp, end);
     let range = |stack: &SigAltStack| stack.sp..stack.sp.saturating_add(stack.size);
     let own_stack = range(&own_stack);
     let is_interrupted = |sp: u64| {
-        let found = contexts(sp, sp.saturating_add(LOOKED_AT));
+        let found = memory.contexts(sp, sp.saturating_add(LOOKED_AT));
         // Others are left of earlier handlers.
         let is_of_this_stack = |context: &Context| {
             (context.at..context.at + FRAME_MAX).contains(&context.sp)
@@ -41,7 +40,8 @@ pub fn is_in_vdso(
     }
     // On a stack for handlers alone the first is of what ran on another.
     own_stack.contains(&regs.sp())
-        && contexts(regs.sp(), own_stack.end)
+        && memory
+            .contexts(regs.sp(), own_stack.end)
             .iter()
             .any(|context| code.contains(&context.pc) || is_interrupted(context.sp))
 }

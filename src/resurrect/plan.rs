@@ -9,10 +9,11 @@ use std::time::Duration;
 use nix::unistd::Pid;
 
 use super::timens::{self, ClockPolicy, HostClocks, TimeOffsets};
+use super::vdso::place_of_vdso;
 use crate::arch;
 use crate::image::family::{self, Step, Stranger};
 use crate::image::lineage::{Conflict, Lineage};
-use crate::image::state::{Backing, Credentials, Process, Rlimit, Snapshot};
+use crate::image::state::{Credentials, Process, Rlimit, Snapshot};
 use crate::refusal::Refusal;
 
 /// Facts about the machine that thaws.
@@ -196,16 +197,9 @@ fn against_ids(snapshot: &Snapshot, machine: &Machine) -> Vec<Refusal> {
 }
 
 fn against_kernel(process: &Process) -> Option<Refusal> {
-    let has_vdso = process
-        .memory
-        .vmas
-        .iter()
-        .any(|vma| matches!(&vma.backing, Backing::Kernel(name) if name == "[vdso]"));
-    if !has_vdso {
-        let reason = "has no [vdso], through which the last call of a thaw is made";
-        return Some(Refusal::new(process.pid, "its memory", reason, ""));
-    }
-    None
+    let reason = "has no [vdso], through which the last call of a thaw is made";
+    let refusal = Refusal::new(process.pid, "its memory", reason, "");
+    place_of_vdso(process).is_none().then_some(refusal)
 }
 
 /// One refusal speaks for all threads: they ran on the same CPU.

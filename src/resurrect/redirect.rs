@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use goblin::elf::Elf;
 
 use super::layout;
-use super::vdso::Vdso;
+use super::vdso::{Vdso, place_of_vdso};
 use crate::arch::vdso::Function;
 use crate::arch::{self, VDSO_FUNCTIONS};
 use crate::image::state::{Backing, Process, Snapshot, VmFlags, Vma};
@@ -193,12 +193,6 @@ fn change(snapshot: &Snapshot, process: &Process, own: &Vdso, entries: &Entries)
         bytes,
         auxv: with_base(&process.memory.auxv, set + own.vdso_at()),
     }))
-}
-
-fn place_of_vdso(process: &Process) -> Option<Range<u64>> {
-    let is_vdso = |vma: &&Vma| matches!(&vma.backing, Backing::Kernel(name) if name == "[vdso]");
-    let vdso = process.memory.vmas.iter().find(is_vdso)?;
-    Some(vdso.start..vdso.end)
 }
 
 /// Above the old one, where a jump reaches it; else below.

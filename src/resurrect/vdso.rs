@@ -79,7 +79,7 @@ impl Vdso {
 
     /// Address of a system call instruction in a process that has this `[vdso]`.
     pub fn syscall_in(&self, process: &Process) -> Result<u64> {
-        let vdso = place_of("[vdso]", &wanted(&process.memory)).context("the image has no [vdso]")?;
+        let vdso = place_of_vdso(process).context("the image has no [vdso]")?;
         let at = self
             .bytes
             .windows(arch::SYSCALL_INSTRUCTION.len())
@@ -183,6 +183,13 @@ fn wanted(memory: &Memory) -> Vec<KernelMapping> {
 
 fn other_layout(wanted: &[KernelMapping], actual: &[KernelMapping]) -> String {
     format!("this kernel's [vdso] set is laid out otherwise than the image's: {actual:x?} instead of {wanted:x?}")
+}
+
+/// Of the image.
+pub(super) fn place_of_vdso(process: &Process) -> Option<std::ops::Range<u64>> {
+    let is_vdso = |vma: &&Vma| matches!(&vma.backing, Backing::Kernel(name) if name == "[vdso]");
+    let vdso = process.memory.vmas.iter().find(is_vdso)?;
+    Some(vdso.start..vdso.end)
 }
 
 fn place_of(name: &str, set: &[KernelMapping]) -> Result<std::ops::Range<u64>> {
